@@ -1,0 +1,153 @@
+"""What a run of the main job is told: one flat, strict record, the same in YAML, on the command line and in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mechreward.errors import InputError
+
+Arm = Literal["outcome", "dense"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class ImproveConfig(BaseModel):
+    """Questions and a model in; a gated dense reward, a trained policy and a report out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    questions: str
+    """A .jsonl, .csv or .parquet file, `tiny:easy`, `tiny:long`, `reasoning-gym:NAME`, or a Hugging Face dataset id."""
+    model: str = "tiny"
+    """A Hugging Face id or folder, a .gguf file, or `tiny` for the bundled reasoner."""
+    adapter: str | None = None
+    """A PEFT adapter to put on the model."""
+    device: str = "cpu"
+    """Where the model runs: `cpu`, `cuda`, `cuda:1`."""
+    dtype: str = "float32"
+    """The model's own precision: `float32`, `bfloat16` or `float16`. SAE maths is always float32."""
+
+    question_column: str = "question"
+    """Column of a file or dataset that holds the question."""
+    answer_column: str = "answer"
+    """Column that holds the gold answer; of a GSM8K answer, what follows `####` is taken."""
+    id_column: str | None = None
+    """Column that holds a unique id; rows are numbered if there is none."""
+    generator_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Options of a reasoning-gym generator, e.g. `min_terms: 2`."""
+    prompt_format: str = "{question}"
+    """Text around the question, e.g. `Question: {question} Answer:`."""
+    chat: bool = False
+    """Put the prompt through the tokenizer's chat template."""
+    verifier: str = "gsm8k"
+    """How an answer is judged: `gsm8k`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
+    limit: Count | None = None
+    """Use only the first so many questions."""
+    known: Share = 0.6
+    """Share of the questions that are KNOWN (discovery, gate, training); the others are UNKNOWN and only tested on."""
+
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Responses sampled for each KNOWN question."""
+    eval_samples: Count = 4
+    """Responses sampled for each UNKNOWN question at every evaluation."""
+    max_new_tokens: Count = 256
+    """Longest response, in tokens."""
+    temperature: Positive = 1.0
+    """Sampling temperature, in discovery, training and evaluation alike."""
+    batch_size: Count = 256
+    """Responses sampled at a time."""
+
+    sae: str | None = None
+    """An SAE: a folder on disk or a SAE Lens release. None trains one on the model's own responses."""
+    sae_id: str | None = None
+    """Which SAE of a release."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Decoder block to read (0-based). Needed to train an SAE; otherwise the SAE says."""
+    sae_expansion: Count = 8
+    """Width of a trained SAE, in multiples of the model's."""
+    sae_k: Count = 32
+    """Active features a token of a trained TopK SAE."""
+    sae_tokens: Count = 400_000
+    """Tokens a trained SAE sees."""
+
+    pooling: Literal["mean", "max", "last"] = "mean"
+    """How a response's token rewards become one score, in discovery and in the gate."""
+    n_features: Count = 20
+    """Most features a pack may hold."""
+    ungated: bool = False
+    """Train even if Gate 1 did not pass. The report says so."""
+
+    arms: tuple[Arm, ...] = ("dense",)
+    """What to train: `outcome` (answers alone), `dense` (answers and features)."""
+    steps: Count = 40
+    """Optimiser steps an arm."""
+    questions_per_step: Count = 16
+    """Questions a step; times `generations` responses."""
+    generations: Annotated[int, Field(ge=2)] = 8
+    """Responses a question in a training step (the GRPO group)."""
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of a LoRA adapter on all linear layers; 0 trains every weight."""
+    beta: NotNegative = 0.0
+    """Weight of the KL term against the starting model."""
+    dense_weight: NotNegative = 0.3
+    """RMS of the dense advantage as a share of the outcome advantage's."""
+    credit: Literal["per_token", "return_to_go", "potential", "trajectory"] = "per_token"
+    """How token rewards become token advantages."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount of `return_to_go` and `potential`."""
+    eval_every: Count = 10
+    """Steps between evaluations on UNKNOWN."""
+    save_every: Count = 10
+    """Steps between checkpoints; a killed run goes on from the last one."""
+
+    seed: int = 0
+    """Every random choice follows from it."""
+    out: Path = Path("runs/improve")
+    """The run directory."""
+    resume: bool = False
+    """Go on with the run in `out` where it stopped."""
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file of `ImproveConfig` fields.
+
+    Raises:
+        InputError: if the file is missing, is not a YAML mapping, or holds an unknown field.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"config: there is no file {path}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config: {path} holds {type(values).__name__}, where a mapping of fields is needed")
+    return values
+
+
+def make_config(**values: Any) -> ImproveConfig:
+    """Builds a configuration.
+
+    Raises:
+        InputError: naming the first bad field, its value and what is allowed.
+    """
+    try:
+        return ImproveConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}") from error
+        if first["type"] == "missing":
+            raise InputError(f"{field}: is needed and was not given") from error
+        raise InputError(f"{field}: {first['input']!r} is not allowed ({first['msg']})") from error

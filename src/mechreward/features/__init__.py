@@ -1,0 +1,46 @@
+"""From verified responses to a feature pack: pooled activations, the within-question contrast, selection, the pack file.
+
+May be imported by every room below it (reward, gates, hacking, steering, training, report, pipeline, cli); imports models,
+rollout and sae.
+"""
+
+from mechreward.features.contrast import ContrastTable, contrast, discover, load_contrast, save_contrast
+from mechreward.features.pack import (
+    FeaturePack,
+    PackFeature,
+    PackValidation,
+    Pooling,
+    SAERef,
+    catalog_names,
+    check_pack,
+    load_pack,
+    save_pack,
+    spec_hash,
+)
+from mechreward.features.pooling import PooledBatch, pool_features, pooled_activations
+from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref
+
+__all__ = [
+    "ContrastTable",
+    "FeaturePack",
+    "NoFeatures",
+    "PackFeature",
+    "PackValidation",
+    "PooledBatch",
+    "Pooling",
+    "SAERef",
+    "build_pack",
+    "catalog_names",
+    "check_pack",
+    "contrast",
+    "discover",
+    "load_contrast",
+    "load_pack",
+    "pool_features",
+    "pooled_activations",
+    "random_packs",
+    "sae_ref",
+    "save_contrast",
+    "save_pack",
+    "spec_hash",
+]

@@ -1,0 +1,53 @@
+"""Verdicts on rewards: all statistics, the baselines a reward must beat, and Gate 1 (Gates 2 and 3 come to live here).
+
+May be imported by hacking, steering, training, integrations, report, pipeline and cli; imports models, rollout, features and
+reward.
+"""
+
+from mechreward.gates.baselines import bag_of_words, length, mean_logprob
+from mechreward.gates.gate1 import Gate1Result, compare, gate1, read_scores
+from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
+from mechreward.gates.statistics import (
+    Interval,
+    PairedResult,
+    QuestionPairs,
+    accuracy_interval,
+    auroc,
+    auroc_statistic,
+    cluster_bootstrap,
+    label_permutation_p,
+    paired_test,
+    question_means,
+    question_pairs,
+    ratio,
+    wilson,
+    within_question_auroc,
+)
+
+__all__ = [
+    "Gate1Result",
+    "Interval",
+    "Judgement",
+    "PairedResult",
+    "QuestionPairs",
+    "ScoreRow",
+    "Thresholds",
+    "accuracy_interval",
+    "auroc",
+    "auroc_statistic",
+    "bag_of_words",
+    "cluster_bootstrap",
+    "compare",
+    "gate1",
+    "judge",
+    "label_permutation_p",
+    "length",
+    "mean_logprob",
+    "paired_test",
+    "question_means",
+    "question_pairs",
+    "ratio",
+    "read_scores",
+    "wilson",
+    "within_question_auroc",
+]

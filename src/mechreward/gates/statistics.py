@@ -1,0 +1,266 @@
+"""Every statistic of the library: AUROC over all and within questions, bootstrap by question, permutation, paired test.
+
+Questions, not answers, are the independent unit: every interval resamples whole questions (cluster bootstrap, percentile).
+A statistic is written as a function of how often each question was drawn, so that 2,000 draws are a few matrix products.
+
+The within-question AUROC is the chance that, of a right and a wrong answer to the *same* question drawn from all such
+pairs, the right one scores higher (ties count half). Weighting by pairs, not by questions, is deliberate: a group with k
+of G right has k (G - k) pairs, which is also its weight in a GRPO step whose advantages are centred and not divided by the
+group's standard deviation; and it is less noisy. NaN stands for "undefined": a single class, or no mixed question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import permutation_test
+from sklearn.metrics import roc_auc_score
+from statsmodels.stats.proportion import proportion_confint
+
+from mechreward.errors import InputError
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""From multiplicities [R, Q] (how often resample r holds question q) to values [R]."""
+
+PAIR_BLOCK = 1024
+"""Right answers compared with all wrong ones at once; bounds memory."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile interval and bootstrap standard error; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Mean over questions of after minus before."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+    n_questions: int
+
+
+@dataclass(frozen=True)
+class QuestionPairs:
+    """Per question, in sorted order of question: right-wrong pairs, and how many of them the score orders rightly."""
+
+    wins_Q: Array
+    pairs_Q: Array
+
+    @property
+    def auroc(self) -> float:
+        """Over all pairs within questions."""
+        total = self.pairs_Q.sum()
+        return float(self.wins_Q.sum() / total) if total else nan
+
+    @property
+    def n_mixed(self) -> int:
+        """Questions with right and wrong answers."""
+        return int((self.pairs_Q > 0).sum())
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Chance that a right answer scores above a wrong one, ties half; NaN if there is one class only.
+
+    Raises:
+        InputError: if a score is NaN or infinite, or the lengths differ.
+    """
+    values, right = _checked(scores, labels)
+    return float(roc_auc_score(right, values)) if right.any() and not right.all() else nan
+
+
+def question_pairs(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> QuestionPairs:
+    """Counts of ordered pairs within each question (Mann-Whitney U from midranks).
+
+    Raises:
+        InputError: as `auroc`.
+    """
+    values, right = _checked(scores, labels, groups)
+    code, n_groups = _codes(groups)
+    rank = pd.Series(values).groupby(code).rank().to_numpy()
+    n_right = np.bincount(code[right], minlength=n_groups).astype(np.float64)
+    n_all = np.bincount(code, minlength=n_groups)
+    wins = np.bincount(code[right], rank[right], n_groups) - n_right * (n_right + 1) / 2
+    pairs = n_right * (n_all - n_right)
+    return QuestionPairs(np.where(pairs > 0, wins, 0.0), pairs)
+
+
+def within_question_auroc(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> float:
+    """AUROC over pairs of answers to the same question; NaN if no question has both kinds. See `question_pairs`."""
+    return question_pairs(scores, labels, groups).auroc
+
+
+def ratio(numerator_Q: Array, denominator_Q: Array) -> Statistic:
+    """Sum of one per-question number over the sum of another; NaN where a resample's denominator is 0."""
+
+    def statistic(counts_RQ: Array) -> Array:
+        below_R = counts_RQ @ denominator_Q
+        return np.divide(counts_RQ @ numerator_Q, below_R, out=np.full(len(below_R), nan), where=below_R > 0)
+
+    return statistic
+
+
+def auroc_statistic(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> Statistic:
+    """AUROC over all answers as a function of multiplicities: c W c / (c r)(c w), with W[q, s] the wins of right answers to
+    q over wrong answers to s, and r, w the right and wrong answers a question. Equal to resampling the rows themselves."""
+    values, right = _checked(scores, labels, groups)
+    code, n_groups = _codes(groups)
+    wins_QQ = _wins_between(values, right, code, n_groups)
+    right_Q = np.bincount(code[right], minlength=n_groups).astype(np.float64)
+    wrong_Q = np.bincount(code[~right], minlength=n_groups).astype(np.float64)
+
+    def statistic(counts_RQ: Array) -> Array:
+        pairs_R = (counts_RQ @ right_Q) * (counts_RQ @ wrong_Q)
+        wins_R = ((counts_RQ @ wins_QQ) * counts_RQ).sum(1)
+        return np.divide(wins_R, pairs_R, out=np.full(len(pairs_R), nan), where=pairs_R > 0)
+
+    return statistic
+
+
+def cluster_bootstrap(
+    statistic: Statistic, n_groups: int, *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile interval over resamples of `n_groups` questions with replacement.
+
+    The same seed draws the same questions, so that a difference of two statistics is a paired one. Resamples in which the
+    statistic is undefined are left out.
+    """
+    value = float(statistic(np.ones((1, n_groups)))[0])
+    if isnan(value):
+        return Interval(nan, nan, nan, nan)
+    counts_RQ = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), draws)
+    values_R = statistic(counts_RQ.astype(np.float64))
+    values_R = values_R[~np.isnan(values_R)]
+    low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), float(values_R.std(ddof=1)))
+
+
+def label_permutation_p(
+    scores: ArrayLike, labels: ArrayLike, groups: Sequence[str], *, draws: int = 2000, seed: int = 0
+) -> float:
+    """One-sided p of the within-question AUROC when labels are shuffled within each question; NaN if none is mixed.
+
+    (1 + shuffles at least as good) / (1 + draws), Phipson and Smyth (2010): never 0.
+    """
+    values, right = _checked(scores, labels, groups)
+    code, _ = _codes(groups)
+    if not question_pairs(values, right, groups).n_mixed:
+        return nan
+    rank = pd.Series(values).groupby(code).rank().to_numpy()
+    # With rows sorted by question, right answers first, a shuffle within questions is a sort by question + U(0, 1).
+    order = np.lexsort((~right, code))
+    code, rank, right = code[order], rank[order], right[order]
+    rng = np.random.default_rng(seed)
+    observed = rank[right].sum()
+    hits = sum(rank[np.argsort(code + rng.random(len(code)))][right].sum() >= observed - 1e-9 for _ in range(draws))
+    return (1 + int(hits)) / (1 + draws)
+
+
+def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson interval of a proportion of independent trials."""
+    low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
+    return float(low), float(high)
+
+
+def question_means(values: ArrayLike, groups: Sequence[str]) -> dict[str, float]:
+    """Mean a question, e.g. its accuracy, by question id."""
+    means = pd.Series(np.asarray(values, dtype=np.float64)).groupby(np.asarray(groups, dtype=str)).mean()
+    return {str(question): float(mean) for question, mean in means.items()}
+
+
+def accuracy_interval(
+    correct: ArrayLike, groups: Sequence[str], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Share of right answers, with an interval clustered by question.
+
+    Where every question has the same accuracy (all right, all wrong) a bootstrap has no spread and would claim certainty:
+    then the interval is Wilson's with questions as trials.
+
+    Raises:
+        InputError: if there are no answers.
+    """
+    right = np.asarray(correct, dtype=np.float64)
+    if not len(right):
+        raise InputError("responses: there are none to take an accuracy of")
+    code, n_groups = _codes(groups)
+    right_Q, n_Q = np.bincount(code, right, n_groups), np.bincount(code).astype(np.float64)
+    interval = cluster_bootstrap(ratio(right_Q, n_Q), n_groups, draws=draws, seed=seed, level=level)
+    if np.ptp(right_Q / n_Q) > 0:
+        return interval
+    low, high = wilson(interval.value * n_groups, n_groups, level)
+    return Interval(interval.value, low, high, interval.error)
+
+
+def paired_test(
+    before: Mapping[str, float], after: Mapping[str, float], *, draws: int = 10_000, seed: int = 0
+) -> PairedResult:
+    """Whether accuracy changed on the same questions: two-sided sign-flip permutation test of the per-question
+    differences (exact where 2^n <= draws) and a bootstrap interval over questions.
+
+    Args:
+        before, after: accuracy by question id, as `question_means` gives it.
+
+    Raises:
+        InputError: if the questions differ or are fewer than two.
+    """
+    if before.keys() != after.keys():
+        odd = min(before.keys() ^ after.keys())
+        raise InputError(f"questions: a paired test needs the same questions before and after, {odd} is in one only")
+    if len(before) < 2:
+        raise InputError(f"questions: a paired test needs at least 2 questions, there are {len(before)}")
+    difference_Q = np.array([after[question] - before[question] for question in sorted(before)])
+    interval = cluster_bootstrap(ratio(difference_Q, np.ones_like(difference_Q)), len(difference_Q), seed=seed)
+    flips = permutation_test(
+        (difference_Q,), np.mean, permutation_type="samples", vectorized=True, n_resamples=draws - 1, batch=1000,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    name = "sign-flip permutation of per-question differences"
+    return PairedResult(interval.value, interval.low, interval.high, float(flips.pvalue), name, len(difference_Q))
+
+
+def _wins_between(values: Array, right: NDArray[np.bool_], code: NDArray[np.intp], n_groups: int) -> Array:
+    """[Q, Q]: wins of right answers to the row's question over wrong answers to the column's, ties half."""
+    wrong_order = np.argsort(code[~right], kind="stable")
+    wrong, wrong_code = values[~right][wrong_order], code[~right][wrong_order]
+    wins_QQ = np.zeros((n_groups, n_groups))
+    if not len(wrong):
+        return wins_QQ
+    present, starts = np.unique(wrong_code, return_index=True)
+    positions = np.flatnonzero(right)
+    for start in range(0, len(positions), PAIR_BLOCK):
+        rows = positions[start : start + PAIR_BLOCK]
+        wins = (values[rows, None] > wrong).astype(np.float32) + 0.5 * (values[rows, None] == wrong)
+        np.add.at(wins_QQ, (code[rows][:, None], present[None]), np.add.reduceat(wins, starts, axis=1))
+    return wins_QQ
+
+
+def _codes(groups: Sequence[str]) -> tuple[NDArray[np.intp], int]:
+    names, code = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return code, len(names)
+
+
+def _checked(
+    scores: ArrayLike, labels: ArrayLike, groups: Sequence[str] | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    n_groups = len(values) if groups is None else len(groups)
+    if not len(values) == len(right) == n_groups:
+        raise InputError(f"scores: {len(values)} scores, {len(right)} labels and {n_groups} questions must be as many")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise InputError(f"scores: {bad} of {len(values)} are NaN or infinite; all must be finite")
+    return values, right

@@ -1,0 +1,45 @@
+"""Models: loading any policy, finding its decoder blocks, reading its residual stream.
+
+The first room of the house: it imports only `mechreward.errors` and `mechreward.files`; every other room may import it.
+"""
+
+from mechreward.models.blocks import (
+    check_layer,
+    context_length,
+    d_model,
+    find_blocks,
+    n_blocks,
+    text_config,
+    unwrap,
+    vocabulary_size,
+)
+from mechreward.models.loading import LoadedModel, load_model
+from mechreward.models.modes import eval_mode
+from mechreward.models.residuals import (
+    Capture,
+    ResidualBatch,
+    capture_block,
+    iter_residuals,
+    norm_outliers,
+    read_residuals,
+)
+
+__all__ = [
+    "Capture",
+    "LoadedModel",
+    "ResidualBatch",
+    "capture_block",
+    "check_layer",
+    "context_length",
+    "d_model",
+    "eval_mode",
+    "find_blocks",
+    "iter_residuals",
+    "load_model",
+    "n_blocks",
+    "norm_outliers",
+    "read_residuals",
+    "text_config",
+    "unwrap",
+    "vocabulary_size",
+]

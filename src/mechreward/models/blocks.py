@@ -1,0 +1,87 @@
+"""Where a model keeps its decoder blocks.
+
+Layer `L` means the output of decoder block `L`, counted from 0, everywhere in this library. transformers calls it
+`hidden_states[L + 1]`, except after the last block, where `hidden_states` holds the state *after* the final norm; so we
+always look at the block itself and never at `hidden_states`.
+"""
+
+from __future__ import annotations
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mechreward.errors import InputError
+
+BLOCK_LISTS = ("layers", "h")  # the second is GPT-2's name
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, `torch.compile`, DeepSpeed and PEFT wrappers.
+
+    LoRA and its kin live inside the model's own linear layers, so the unwrapped model still runs with the adapter.
+
+    Raises:
+        InputError: for adapters that add virtual tokens (prompt and prefix tuning), which would shift every position, and for
+            anything that is not a transformers model.
+    """
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    if isinstance(inner, PeftModel):
+        if inner.active_peft_config.is_prompt_learning:
+            kind = inner.active_peft_config.peft_type
+            raise InputError(f"adapter: {kind} adds virtual tokens, which shift every position; use LoRA or its kin")
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise InputError(f"model: {type(model).__name__} holds no transformers model; pass a PreTrainedModel or a PeftModel")
+    return inner
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks in order, whatever wraps the model; for a multimodal model those of its language model.
+
+    Raises:
+        InputError: if the decoder has no list of blocks under a known name.
+    """
+    decoder = unwrap(model).get_decoder()
+    children = dict(decoder.named_children())
+    for name in BLOCK_LISTS:
+        if isinstance(children.get(name), nn.ModuleList):
+            return children[name]
+    raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {' or '.join(BLOCK_LISTS)}; it is not supported")
+
+
+def n_blocks(model: nn.Module) -> int:
+    """How many decoder blocks the model has."""
+    return len(find_blocks(model))
+
+
+def d_model(model: nn.Module) -> int:
+    """Width of the residual stream."""
+    return int(text_config(model).hidden_size)
+
+
+def text_config(model: nn.Module) -> PreTrainedConfig:
+    """The configuration of the language model, also inside a multimodal one."""
+    return unwrap(model).config.get_text_config(decoder=True)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens a row may have, or None where the architecture states no limit."""
+    # Optional in transformers' configurations: ALiBi and state-space models have none.
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Rows of the embedding matrix: token ids go from 0 to one less."""
+    return int(unwrap(model).get_input_embeddings().weight.shape[0])
+
+
+def check_layer(model: nn.Module, layer: int) -> None:
+    """Raises:
+    InputError: if the model has no block `layer`; negative numbers are not counted from the end.
+    """
+    last = n_blocks(model) - 1
+    if not 0 <= layer <= last:
+        raise InputError(f"layer: {layer} is out of range; the model has blocks 0 to {last}")

@@ -1,0 +1,149 @@
+"""Loading a policy and its tokenizer: Hugging Face folders and ids, GGUF files, multimodal checkpoints, PEFT adapters.
+
+Everything is loaded through transformers' and PEFT's own loaders, from safetensors only; there is no code of ours for any
+format. A GGUF file is dequantised to `dtype` by transformers; tokenizer and chat template come out of the same file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mechreward.errors import InputError
+from mechreward.models.blocks import unwrap
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A policy ready to use: in evaluation mode, its tokenizer padding on the left with a pad token."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    gguf_file: str | None = None,
+    adapter: str | Path | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> LoadedModel:
+    """Loads a causal or multimodal language model and its tokenizer.
+
+    Args:
+        name_or_path: a folder, a Hugging Face id, or a path that ends in `.gguf`.
+        gguf_file: name of a GGUF file inside the folder (or repository) `name_or_path`.
+        adapter: folder or id of a PEFT adapter to put on top; it is loaded for inference, all its weights must fit.
+        dtype: "float32", "float16" or "bfloat16".
+        device: a torch device, such as "cpu" or "cuda:0".
+
+    Raises:
+        InputError: naming what is missing, unknown or does not fit.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    target = _check_device(device)
+    source, gguf_file = _locate(str(name_or_path), gguf_file)
+    extra = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        config = AutoConfig.from_pretrained(source, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        model = _auto_class(config).from_pretrained(source, dtype=DTYPES[dtype], **extra)
+    except OSError as error:
+        raise InputError(f"model: cannot load {name_or_path} ({_first_line(error)}); name a model folder or id") from error
+    if adapter is not None:
+        model = _add_adapter(model, str(adapter))
+    _prepare_tokenizer(tokenizer, str(name_or_path))
+    return LoadedModel(model.to(target).eval(), tokenizer, str(name_or_path))
+
+
+def _check_device(device: str) -> torch.device:
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f'device: {device!r} is not a torch device; use one such as "cpu" or "cuda:0"') from error
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {device} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    return target
+
+
+def _locate(name: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """Folder (or id) and GGUF file; a path ending in .gguf is taken apart, a path that is not there is an error."""
+    if name.endswith(".gguf"):
+        if gguf_file is not None:
+            raise InputError(f"gguf_file: {gguf_file} is given though the model {name} is a GGUF file already; give one")
+        name, gguf_file = str(Path(name).parent), Path(name).name
+    if _looks_local(name) and not Path(name).is_dir():
+        raise InputError(f"model: there is no folder {name}; name a model folder, a .gguf file or a Hugging Face id")
+    if gguf_file is not None and Path(name).is_dir() and not (Path(name) / gguf_file).is_file():
+        raise InputError(f"gguf_file: there is no file {gguf_file} in {name}")
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise InputError(f"gguf_file: reading {gguf_file} needs the package gguf; run pip install 'mechreward[gguf]'")
+    return name, gguf_file
+
+
+def _looks_local(name: str) -> bool:
+    # An id is "name" or "owner/name"; everything deeper, absolute or relative to here can only be a path.
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """Causal where transformers has a causal class for the checkpoint, else the image-and-text one."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise InputError(f"model: {config.model_type} is not a decoder language model; name a causal or multimodal one")
+
+
+def _add_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
+    if _looks_local(adapter) and not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"adapter: there is no adapter_config.json in {adapter}; name the folder of a PEFT adapter")
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        config.inference_mode = True
+        peft_model = get_peft_model(model, config)
+        # `PeftModel.from_pretrained` would do, but it drops this result: weights for blocks the model has not go unnoticed.
+        result = peft_model.load_adapter(adapter, "default")
+    except (ValueError, RuntimeError, OSError) as error:
+        # PEFT raises ValueError for modules it cannot find and RuntimeError for weights of another shape.
+        raise InputError(f"adapter: {adapter} does not fit the model ({_first_line(error)})") from error
+    strangers = [*result.missing_keys, *result.unexpected_keys]
+    if strangers:
+        raise InputError(
+            f"adapter: {adapter} belongs to another model; {len(strangers)} of its weights have no match, the first is {strangers[0]}"
+        )
+    unwrap(peft_model)
+    return peft_model
+
+
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"tokenizer: that of {name} has neither a pad nor an EOS token; set one in its configuration")
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,9 @@
+"""One run directory in, one self-contained HTML page out; it reads files only, no model and no network.
+
+May import every room above it (it needs only `files` and `errors`); pipeline and cli import it.
+"""
+
+from mechreward.report.data import Run, read_run
+from mechreward.report.render import write_report
+
+__all__ = ["Run", "read_run", "write_report"]

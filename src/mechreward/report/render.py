@@ -1,0 +1,131 @@
+"""Writes the page: one template, one style sheet, one small script, and the Vega bundle, all inside one file.
+
+Model text is untrusted: jinja2 escapes it, JSON inside the page escapes `<`, and a content security policy lets no
+request out and runs only the page's own two scripts (by hash; Vega's expressions are interpreted, not compiled).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from mechreward.files import atomic_path
+from mechreward.report import formats, tables, verdict
+from mechreward.report.charts import Figure, accuracy_figure, colours, gate_figure, train_figures
+from mechreward.report.data import Run, read_run
+from mechreward.report.rollouts import Gallery, make_gallery
+
+TEMPLATES = files("mechreward.report") / "templates"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `report.html` into a run directory, from nothing but the files in it.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: if `run_dir` is not a run directory, or a file in it cannot be read.
+    """
+    run = read_run(run_dir)
+    path = run.folder / "report.html"
+    page = render(run)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    scripts = [vega_bundle(), _read("report.js")]
+    return _template().render(
+        css=Markup(_read("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[_csp_hash(script) for script in scripts],
+        name=run.folder.resolve().name,
+        headline=verdict.headline(run),
+        cards=verdict.arm_cards(run),
+        stages=verdict.stages(run),
+        baseline_line=verdict.baseline_line(run),
+        facts=verdict.facts(run),
+        arms=run.arms,
+        colours=colours(run.arms),
+        gate=run.gate,
+        pack=run.pack,
+        gallery=_gallery(run),
+        missing=lambda file, stage: verdict.missing(run, file, stage),
+        f=formats,
+        **_figures(run),
+        **_tables(run),
+        **_provenance(run),
+    )
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    main: list[Figure] = []
+    other: list[Figure] = []
+    if run.train is not None:
+        main, other = train_figures(run.train, run.arms)
+    return {
+        "accuracy_figure": None if run.evals is None else accuracy_figure(run.evals, run.arms),
+        "gate_figure": None if not (run.gate and run.gate["rows"]) else gate_figure(run.gate),
+        "train_figures": main,
+        "other_figures": other,
+    }
+
+
+def _tables(run: Run) -> dict[str, Any]:
+    return {
+        "accuracy_table": tables.accuracy_table(run.results) if verdict.arm_cards(run) and run.results else None,
+        "gate_table": None if run.gate is None else tables.gate_table(run.gate),
+        "features_table": None if run.pack is None else tables.features_table(run.pack, run.features),
+        "responses_table": tables.responses_table(run) if run.responses else None,
+    }
+
+
+def _gallery(run: Run) -> Gallery | None:
+    if run.rollouts is None or run.rollouts.empty:
+        return None
+    questions = run.questions
+    answers = {} if questions is None else dict(zip(questions["id"], questions["answer"], strict=True))
+    return make_gallery(run.rollouts, answers)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    manifest = dict(run.manifest or {})
+    return {
+        "config": run.config,
+        "versions": manifest.pop("versions", None) or {},
+        "hashes": manifest.pop("hashes", None) or {},
+        "manifest": manifest,
+        "command": f"mechreward improve --config {run.folder / 'config.yaml'} --out {run.folder}-again",
+    }
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB), as vl-convert carries it."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_read("report.html.j2"))

@@ -1,0 +1,182 @@
+"""The page's tables as rows of finished strings, so that the template decides looks only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mechreward.report import formats as f
+from mechreward.report.data import Run
+
+MAX_FEATURES = 50
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading, and whether it holds numbers (set right)."""
+
+    title: str
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """Finished cells; `strong` marks the row a section is about."""
+
+    cells: tuple[str, ...]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and the note under it."""
+
+    columns: tuple[Column, ...]
+    rows: list[Row]
+    note: str = ""
+
+
+def accuracy_table(results: dict[str, Any]) -> Table:
+    """Before and after of every arm, with n, 95 % intervals and the paired test."""
+    columns = (
+        Column("Arm", numeric=False),
+        Column("Before"),
+        Column("95% interval"),
+        Column("After"),
+        Column("95% interval"),
+        Column("Questions"),
+        Column("Responses"),
+        Column("Difference, points"),
+        Column("95% interval"),
+        Column("Paired test"),
+    )
+    rows = [Row(_accuracy_cells(name, arm)) for name, arm in results["arms"].items()]
+    tests = sorted({arm["paired"]["test"] for arm in results["arms"].values() if arm.get("paired")})
+    note = "Difference: after − before on the same questions"
+    return Table(columns, rows, f"{note}; test: {', '.join(tests)}." if tests else f"{note}.")
+
+
+def _accuracy_cells(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
+    before, after, paired = arm["before"], arm["after"], arm.get("paired") or {}
+    return (
+        f.arm_label(name),
+        f.percent(before["accuracy"]),
+        f.percent_interval(before["low"], before["high"]),
+        f.percent(after["accuracy"]),
+        f.percent_interval(after["low"], after["high"]),
+        f.count(after["n_questions"]),
+        f.count(after["n_responses"]),
+        f.points(paired.get("difference")),
+        f.points_interval(paired.get("low"), paired.get("high")),
+        f.p_value(paired.get("p_value")),
+    )
+
+
+def gate_table(gate: dict[str, Any]) -> Table:
+    """The judged reward and every baseline, in the gate's own order; `rows[0]` is the judged one and set strong."""
+    columns = (
+        Column("Score", numeric=False),
+        Column("AUROC"),
+        Column("95% interval"),
+        Column("Within a question"),
+        Column("95% interval"),
+        Column("The reward's lead"),
+        Column("95% interval"),
+    )
+    rows = [Row(_gate_cells(row), strong=index == 0) for index, row in enumerate(gate["rows"])]
+    counts = f"{f.count(gate['n_mixed'])} mixed of {f.count(gate['n_questions'])} held-out questions"
+    note = f"n: {counts}, {f.count(gate['n_responses'])} responses"
+    if gate.get("accuracy") is not None:
+        note += f", {f.percent(gate['accuracy'])} of them right"
+    if gate.get("p_value") is not None:
+        note += f"; labels shuffled within questions: {f.p_value(gate['p_value'])}"
+    return Table(columns, rows, f"{note}.")
+
+
+def _gate_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        f.number(row.get("auroc")),
+        f.interval(row.get("auroc_low"), row.get("auroc_high")),
+        f.number(row.get("within_auroc")),
+        f.interval(row.get("low"), row.get("high")),
+        f.signed(row.get("difference")),
+        f.interval(row.get("difference_low"), row.get("difference_high")),
+    )
+
+
+def features_table(pack: dict[str, Any], features: pd.DataFrame | None) -> Table:
+    """The pack's features, heaviest first; what the pack does not say is taken from features.parquet by id."""
+    columns: tuple[Column, ...] = (
+        Column("Feature"),
+        Column("Name", numeric=False),
+        Column("Weight"),
+        Column("Scale"),
+        Column("Effect"),
+        Column("q"),
+        Column("Stability"),
+        Column("Support"),
+    )
+    held = _by_id(features)
+    ordered = sorted(pack["features"], key=lambda feature: -abs(feature["weight"]))
+    rows = [Row(_feature_cells({**held.get(feature["id"], {}), **_given(feature)})) for feature in ordered]
+    if not any(row.cells[1] for row in rows):
+        columns = columns[:1] + columns[2:]
+        rows = [Row(row.cells[:1] + row.cells[2:]) for row in rows]
+    left_out = len(rows) - MAX_FEATURES
+    note = f"{left_out} more features are in pack.json." if left_out > 0 else ""
+    return Table(columns, rows[:MAX_FEATURES], note)
+
+
+def _feature_cells(feature: dict[str, Any]) -> tuple[str, ...]:
+    q = feature.get("q_value")
+    return (
+        str(feature["id"]),
+        feature.get("name") or "",
+        f.signed(feature["weight"]),
+        f.general(feature.get("scale")),
+        f.signed(feature.get("effect")),
+        "< 0.001" if q is not None and q < 0.001 else f.number(q),
+        f.number(feature.get("stability"), 2),
+        f.percent(feature.get("support")),
+    )
+
+
+def _by_id(features: pd.DataFrame | None) -> dict[int, dict[str, Any]]:
+    if features is None or "id" not in features:
+        return {}
+    return {int(row["id"]): {str(key): value for key, value in row.items()} for row in features.to_dict("records")}
+
+
+def _given(feature: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in feature.items() if value is not None}
+
+
+def responses_table(run: Run) -> Table:
+    """What was sampled and judged, stage by stage: plain counts."""
+    columns = (
+        Column("Stage", numeric=False),
+        Column("Questions"),
+        Column("Responses"),
+        Column("Right"),
+        Column("Mixed questions"),
+        Column("Mean length, tokens"),
+        Column("Cut at the limit"),
+    )
+    rows = [Row((stage, *_response_cells(frame))) for stage, frame in run.responses.items()]
+    return Table(columns, rows, "Mixed questions have both right and wrong answers: only they can tell a good score.")
+
+
+def _response_cells(frame: pd.DataFrame) -> tuple[str, ...]:
+    right = frame["correct"].fillna(False).astype(bool)
+    share = right.groupby(frame["question_id"]).mean()
+    return (
+        f.count(len(share)),
+        f.count(len(frame)),
+        f.count(right.sum()),
+        f.count(((share > 0) & (share < 1)).sum()),
+        f.number(float(frame["completion_ids"].map(len).mean()), 1),
+        f.count((frame["finish"] == "length").sum()) if "finish" in frame else f.MISSING,
+    )

@@ -1,0 +1,171 @@
+"""What the top of the page says: the verdict in words, the arms at a glance, how far the run came, and why a section
+is empty. Colours follow the paired interval, never the wording: above zero good, below zero bad, else neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mechreward.report import formats as f
+from mechreward.report.data import Run
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict in words, one line under it, and its tone: `good`, `bad` or `neutral`."""
+
+    text: str
+    detail: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class ArmCard:
+    """One arm before and after, ready to print."""
+
+    arm: str
+    label: str
+    before: str
+    after: str
+    before_interval: str
+    after_interval: str
+    n: str
+    change: str
+    p: str
+    tone: str
+
+
+def headline(run: Run) -> Headline:
+    """The verdict of results.json where there is one; otherwise where the run stopped, and why."""
+    verdict = (run.results or {}).get("verdict")
+    gate = run.gate["verdict"] if run.gate else None
+    if verdict:
+        return Headline(_sentence(verdict), _gate_line(run), _tone(run, gate))
+    if gate is None:
+        return Headline("Unfinished: Gate 1 was not reached.", "Nothing can be said about the reward yet.", "neutral")
+    if gate != "pass" and run.train is None:
+        return Headline("Not trained: Gate 1 did not pass.", _gate_line(run), "bad" if gate == "fail" else "neutral")
+    where = "training has not begun" if run.train is None else "the final evaluation was not reached"
+    return Headline(f"Unfinished: {where}.", _gate_line(run), "neutral")
+
+
+def _gate_line(run: Run) -> str:
+    if not run.gate:
+        return "Gate 1 was not run: the reward was trained without proof that it tells right from wrong."
+    line = f"Gate 1: {run.gate['verdict']}. {_sentence(run.gate.get('reason') or '')}".strip()
+    if run.gate["verdict"] != "pass" and run.train is not None:
+        line += " Trained all the same (ungated)."
+    return line
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    text = text[:1].upper() + text[1:]
+    return text if not text or text.endswith((".", "!", "?")) else text + "."
+
+
+def _tone(run: Run, gate: str | None) -> str:
+    tones = {card.tone for card in arm_cards(run)}
+    if not tones:
+        return "bad" if gate == "fail" else "neutral"
+    return "good" if "good" in tones else "bad" if "bad" in tones else "neutral"
+
+
+def arm_cards(run: Run) -> list[ArmCard]:
+    """One card an arm of results.json."""
+    return [_card(name, arm) for name, arm in ((run.results or {}).get("arms") or {}).items()]
+
+
+def _card(name: str, arm: dict[str, Any]) -> ArmCard:
+    before, after, paired = arm["before"], arm["after"], arm.get("paired") or {}
+    low, high = paired.get("low"), paired.get("high")
+    return ArmCard(
+        arm=name,
+        label=f.arm_label(name),
+        before=f.percent(before["accuracy"]),
+        after=f.percent(after["accuracy"]),
+        before_interval=f.percent_interval(before["low"], before["high"]),
+        after_interval=f.percent_interval(after["low"], after["high"]),
+        n=f"{f.count(after['n_questions'])} questions, {f.count(after['n_responses'])} responses",
+        change=f"{f.points(paired.get('difference'))} points ({f.points_interval(low, high)})",
+        p=f.p_value(paired.get("p_value")),
+        tone=_interval_tone(low, high),
+    )
+
+
+def _interval_tone(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "neutral"
+    return "good" if low > 0 else "bad" if high < 0 else "neutral"
+
+
+def stages(run: Run) -> list[tuple[str, bool]]:
+    """The main job's stages in order, and whether the run has left their files."""
+    return [
+        ("Questions", run.questions is not None),
+        ("Baseline answers", "baseline" in run.responses),
+        ("Known answers", "known" in run.responses),
+        ("Features", run.pack is not None),
+        ("Gate 1", run.gate is not None),
+        ("Training", run.train is not None),
+        ("Evaluation", bool(arm_cards(run))),
+    ]
+
+
+def missing(run: Run, file: str, stage: str) -> str:
+    """Why a section is empty, in one or two sentences."""
+    stopped = f"{file} is not in this run directory: the run did not reach {stage}."
+    trains = stage in ("training", "the final evaluation")
+    if trains and run.gate and run.gate["verdict"] != "pass" and run.train is None:
+        return f"{stopped} It stopped after Gate 1, whose verdict is “{run.gate['verdict']}”."
+    done = [name for name, reached in stages(run) if reached]
+    return f"{stopped} The last stage with files is “{done[-1]}”." if done else stopped
+
+
+def baseline_line(run: Run) -> str:
+    """The untrained model's right answers, as plain counts: all that can be said of accuracy before training."""
+    frame = run.responses.get("baseline")
+    if frame is None:
+        return ""
+    right, questions = int(frame["correct"].fillna(False).astype(bool).sum()), frame["question_id"].nunique()
+    return f"Before training, {right} of {len(frame)} answers to {questions} UNKNOWN questions were right."
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The summary's name-value pairs; a fact that no file holds is left out."""
+    config, pack = run.config or {}, run.pack or {}
+    runtime = (run.results or {}).get("runtime_s")
+    found = [
+        ("Model", config.get("model") or pack.get("model_name")),
+        ("Task", config.get("questions")),
+        ("Questions", _split_counts(run)),
+        ("SAE", _sae_words(pack)),
+        ("Pack", _pack_words(pack)),
+        ("Arms", ", ".join(map(f.arm_label, run.arms)) or None),
+        ("Seed", (run.manifest or {}).get("seed", config.get("seed"))),
+        ("Device", (run.manifest or {}).get("device", config.get("device"))),
+        ("Runtime", None if runtime is None else f.duration(runtime)),
+    ]
+    return [(name, f.scalar(value)) for name, value in found if value is not None]
+
+
+def _split_counts(run: Run) -> str | None:
+    if run.questions is None:
+        return None
+    counts = run.questions["split"].value_counts()
+    return f"{counts.get('known', 0)} KNOWN, {counts.get('unknown', 0)} UNKNOWN"
+
+
+def _sae_words(pack: dict[str, Any]) -> str | None:
+    sae = pack.get("sae")
+    if not sae:
+        return None
+    name = " / ".join(part for part in (sae.get("release"), sae.get("sae_id")) if part)
+    return f"{name}, block {sae['layer']}, {sae['d_model']} → {f.count(sae['d_sae'])}"
+
+
+def _pack_words(pack: dict[str, Any]) -> str | None:
+    if not pack:
+        return None
+    total = len(pack["features"])
+    return f"{total} feature{'' if total == 1 else 's'}, {pack.get('pooling', 'mean')} pooled"

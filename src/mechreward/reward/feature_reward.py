@@ -1,0 +1,253 @@
+"""SAE features as a reward: r_t = sum_k weight_k * activation_k(h_t) / scale_k for every completion token t.
+
+h_t is the output of decoder block `layer` after the model has read token t, from a teacher-forced forward over token
+ids (never from generation), and the activations come from `SAE.read`.
+
+Tokens of massive norm (more than 10 times the median norm of their own completion) are excluded, here and nowhere else,
+so that gate and training leave out the same ones. The median is the row's own: a token's reward does not depend on what
+else is in the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mechreward.errors import InputError
+from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref
+from mechreward.models import check_layer, d_model, iter_residuals, load_model, norm_outliers
+from mechreward.reward.aggregation import check_aggregation, pool
+from mechreward.reward.batch import Text, check_lengths
+from mechreward.sae import SAE
+from mechreward.verifiers import as_text
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureReward:
+    """A weighted sum of feature activations, per token and per completion.
+
+    As a reward function of a plain `trl.GRPOTrainer` it gives one number a completion, read by the model it is bound to
+    (`bind`, or the pack's own model, loaded at first use); in `MechRewardGRPOTrainer` it is dense.
+
+    Args:
+        features: a pack, or weights by feature id (then every scale is 1: the SAE's own units).
+        sae: the SAE the ids belong to.
+        aggregation: how tokens become a trajectory reward: mean, max, last; `per_token` is for
+            `MechRewardGRPOTrainer` and pools like mean where one number is wanted.
+        normalization: `noop` alone; what normalises across a batch belongs to the advantage (`reward.credit`).
+        name: how trainers log it.
+
+    Raises:
+        InputError: pack and SAE do not belong together, an id is out of range, no features, or an unknown option.
+    """
+
+    def __init__(
+        self,
+        features: FeaturePack | dict[int, float],
+        sae: SAE,
+        aggregation: str = "mean",
+        normalization: str = "noop",
+        name: str = "feature_reward",
+    ) -> None:
+        check_aggregation(aggregation)
+        if normalization != "noop":
+            raise InputError(f"normalization: {normalization!r} is not 'noop', the only one; see reward.credit")
+        pack = features if isinstance(features, FeaturePack) else _pack_of(features, sae)
+        check_pack(pack, sae)
+        # Hashing and gating go by what pools the trajectory, so the pack takes on the pooling used here.
+        self.pack = pack.model_copy(update={"pooling": "mean" if aggregation == "per_token" else aggregation})
+        self.sae = sae
+        self.aggregation = aggregation
+        self.name = self.__name__ = name
+        self._weight_K = torch.tensor([feature.weight / feature.scale for feature in pack.features])
+        self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
+        self._warned = False
+
+    @classmethod
+    def from_pack(
+        cls, pack: FeaturePack | str | Path, sae: SAE, aggregation: str | None = None, **options: Any
+    ) -> FeatureReward:
+        """Builds a reward from a pack, its file, or a bundled pack's name; `aggregation` is the pack's if None."""
+        if not isinstance(pack, FeaturePack):
+            pack = load_pack(pack)
+        return cls(pack, sae, aggregation=pack.pooling if aggregation is None else aggregation, **options)
+
+    @property
+    def layer(self) -> int:
+        """Decoder block whose output is read."""
+        return self.pack.sae.layer
+
+    @property
+    def spec_hash(self) -> str:
+        """Hash of everything that decides the reward's value; what a gate stores and training compares."""
+        return self.pack.spec_hash
+
+    @property
+    def gate_passed(self) -> bool:
+        """Whether the pack carries a passed gate for exactly this reward."""
+        validation = self.pack.validation
+        return validation is not None and validation.verdict == "pass" and validation.spec_hash == self.spec_hash
+
+    def feature_ids(self) -> list[int]:
+        """Ids in the pack's order."""
+        return self.pack.feature_ids()
+
+    def readable(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+        """The tokens that get a reward: `mask_BT` without those of massive norm."""
+        rows = [norm_outliers(h_BTD[row, None], mask_BT[row, None]) for row in range(len(h_BTD))]
+        return torch.cat(rows) if rows else mask_BT.clone()
+
+    @torch.no_grad()
+    def compute_per_token(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+        """r_BT in float32 on the device of `h_BTD`; 0 where masked or of massive norm.
+
+        Raises:
+            InputError: if the residuals have another width than the SAE, or an unmasked one is NaN or infinite.
+        """
+        if h_BTD.shape[-1] != self.sae.d_model:
+            raise InputError(f"residuals: width {h_BTD.shape[-1]}, but the SAE reads {self.sae.d_model}")
+        _check_finite(h_BTD, mask_BT)
+        readable_BT = self.readable(h_BTD, mask_BT)
+        reward_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=h_BTD.device)
+        acts_NK = self.sae.read(h_BTD[readable_BT], self.feature_ids())
+        reward_BT[readable_BT] = (acts_NK @ self._weight_K.to(acts_NK.device)).to(h_BTD.device)
+        return reward_BT
+
+    def compute(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+        """One reward a row, pooled by `aggregation` over the tokens that have one; NaN for a row without any."""
+        return pool(self.compute_per_token(h_BTD, mask_BT), self.readable(h_BTD, mask_BT), self.aggregation)
+
+    def bind(
+        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, layer: int | None = None
+    ) -> FeatureReward:
+        """Gives the reward the model that reads for it outside MechRewardGRPOTrainer.
+
+        The model is held, not copied (a copy would double its memory): bind a frozen base model, unless the policy
+        itself is to be read, which then changes the reward as it trains. It is read in evaluation mode.
+
+        Raises:
+            InputError: if the layer is not the SAE's or not the model's, or the widths differ.
+        """
+        if layer is not None and layer != self.layer:
+            raise InputError(f"layer: {layer} is not the layer of the SAE, which reads {self.layer}")
+        self.check_model(model)
+        self._bound = (model, tokenizer)
+        return self
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Raises InputError unless the model has the reward's layer and width."""
+        check_layer(model, self.layer)
+        if d_model(model) != self.sae.d_model:
+            raise InputError(f"model: its residual width is {d_model(model)}, but the SAE reads {self.sae.d_model}")
+
+    def __call__(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One trajectory reward a completion; None for a completion without a readable token.
+
+        Prompts are tokenised here, chat ones with the tokenizer's template. TRL hands over `completion_ids`; without
+        them the completion's text is tokenised.
+        """
+        check_lengths(prompts, completions)
+        self._warn_once(columns)
+        model, tokenizer = self._bound or self._bind_own_model()
+        prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+        if completion_ids is None:
+            texts = [as_text(completion) for completion in completions]
+            completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        [(reward_BT, readable_BT)] = read_tokens([self], model, prompt_ids, [list(ids) for ids in completion_ids])
+        pooled = pool(reward_BT, readable_BT, self.aggregation).tolist()
+        return [value if has else None for value, has in zip(pooled, readable_BT.any(dim=1).tolist(), strict=True)]
+
+    def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+        if not self.pack.model_name:
+            raise InputError("model: the pack names no model; call reward.bind(model, tokenizer) first")
+        loaded = load_model(self.pack.model_name)
+        self.bind(loaded.model, loaded.tokenizer)
+        return loaded.model, loaded.tokenizer
+
+    def _warn_once(self, columns: dict[str, Any]) -> None:
+        if self.aggregation == "per_token" and not self._warned and "trainer_state" in columns:
+            self._warned = True
+            logger.warning(
+                "%s: aggregation 'per_token' in a plain trainer is paid as the mean of each completion; "
+                "use mechreward.integrations.trl_grpo.MechRewardGRPOTrainer for dense credit",
+                self.name,
+            )
+
+
+@torch.no_grad()
+def read_tokens(
+    rewards: Sequence[FeatureReward],
+    model: torch.nn.Module,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batch_size: int = 32,
+) -> list[tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]]:
+    """Token rewards of each FeatureReward: one truncated forward over prompt + completion ids a distinct layer.
+
+    Returns:
+        For each reward (r_BT float32, readable_BT) on the CPU, in row order, completions right-padded to the longest;
+        a row with no completion ids is all masked.
+    """
+    filled = [row for row, ids in enumerate(completion_ids) if len(ids)]
+    shape = (len(completion_ids), max(map(len, completion_ids), default=0))
+    results = [(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)) for _ in rewards]
+    for layer in sorted({reward.layer for reward in rewards}):
+        if not filled:
+            break
+        batches = iter_residuals(
+            model,
+            [list(prompt_ids[row]) for row in filled],
+            [list(completion_ids[row]) for row in filled],
+            layer,
+            batch_size,
+        )
+        for batch in batches:
+            rows = torch.tensor([filled[row] for row in batch.rows])
+            for reward, (reward_BT, readable_BT) in zip(rewards, results, strict=True):
+                if reward.layer == layer:
+                    width = batch.mask_BT.shape[1]
+                    reward_BT[rows, :width] = reward.compute_per_token(batch.h_BTD, batch.mask_BT).cpu()
+                    readable_BT[rows, :width] = reward.readable(batch.h_BTD, batch.mask_BT).cpu()
+    return results
+
+
+def _pack_of(weights: dict[int, float], sae: SAE) -> FeaturePack:
+    if not weights:
+        raise InputError("features: the dictionary is empty; give at least one feature id with its weight")
+    wrong: Iterable[int] = [id_ for id_ in weights if not 0 <= id_ < sae.d_sae]
+    for id_ in wrong:
+        raise InputError(f"features: id {id_} is not one of the SAE's; ids go from 0 to {sae.d_sae - 1}")
+    return FeaturePack(
+        name="features",
+        model_name=sae.meta.model_name,
+        sae=sae_ref(sae),
+        features=[PackFeature(id=id_, weight=float(weight), scale=1.0) for id_, weight in weights.items()],
+    )
+
+
+def _check_finite(h_BTD: Tensor, mask_BT: Tensor) -> None:
+    finite_BT = h_BTD.isfinite().all(dim=-1) | ~mask_BT
+    if not finite_BT.all():
+        row, token = (~finite_BT).nonzero()[0].tolist()
+        raise InputError(f"residuals: row {row} is NaN or infinite at completion token {token}; all must be finite")
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    encoded = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(encoded["input_ids"])

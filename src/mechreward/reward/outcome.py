@@ -1,0 +1,74 @@
+"""The sparse reward: was the answer right?
+
+Works with every trainer that calls `reward(prompts, completions, **columns)`. The gold answer comes from the dataset
+column `answer`; verifiers of two arguments (the seed's form) are given prompt and completion only. What a verifier
+raises is raised: a broken verifier must stop a run, not score it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mechreward.errors import InputError
+from mechreward.reward.batch import Text, check_lengths
+from mechreward.verifiers import as_text
+
+
+class OutcomeReward:
+    """`true_reward` for a right completion, `false_reward` for a wrong one, None where it cannot be judged.
+
+    Args:
+        verifier: `(prompt, completion, answer) -> Verdict | bool | None`, or the same with two arguments.
+        true_reward: reward of a right answer.
+        false_reward: reward of a wrong answer.
+        name: how trainers log it.
+    """
+
+    def __init__(
+        self,
+        verifier: Callable[..., Any],
+        true_reward: float = 1.0,
+        false_reward: float = 0.0,
+        name: str = "outcome_reward",
+    ) -> None:
+        if not callable(verifier):
+            raise InputError(f"verifier: {verifier!r} cannot be called; give a function (prompt, completion, answer)")
+        self.verifier = verifier
+        self.true_reward = float(true_reward)
+        self.false_reward = float(false_reward)
+        self.name = self.__name__ = name
+        self._takes_answer = _takes_three(verifier)
+
+    def __call__(
+        self, prompts: Sequence[Text], completions: Sequence[Text], answer: Sequence[Any] | None = None, **_: Any
+    ) -> list[float | None]:
+        """One reward a completion; of chat completions the assistant's own messages are judged, as plain text.
+
+        Raises:
+            InputError: if the lengths of prompts, completions and answers differ.
+        """
+        check_lengths(prompts, completions)
+        if answer is None:
+            return [self._score(p, c) for p, c in zip(prompts, completions, strict=True)]
+        if len(answer) != len(prompts):
+            raise InputError(f"answer: {len(answer)} for {len(prompts)} prompts; give one each")
+        return [
+            None if a is None else self._score(p, c, a) for p, c, a in zip(prompts, completions, answer, strict=True)
+        ]
+
+    def _score(self, prompt: Text, completion: Text, *answer: Any) -> float | None:
+        arguments = answer if self._takes_answer else ()
+        verdict = self.verifier(as_text(prompt), as_text(completion, roles=("assistant",)), *arguments)
+        if verdict is None:
+            return None
+        return self.true_reward if verdict else self.false_reward
+
+
+def _takes_three(verifier: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(verifier).bind("prompt", "completion", "answer")
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,10 @@
+"""Rollout: sampling responses from a policy with their token ids and log-probabilities, verifying and storing them.
+
+Imports models, tasks and verifiers; the rooms from `chains` on may import it.
+"""
+
+from mechreward.rollout.response import Response, load_responses, save_responses
+from mechreward.rollout.sampling import sample_responses
+from mechreward.rollout.verify import verify_responses
+
+__all__ = ["Response", "load_responses", "sample_responses", "save_responses", "verify_responses"]

@@ -1,0 +1,79 @@
+"""One sampled response, and a Parquet file of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mechreward.errors import InputError
+from mechreward.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Response:
+    """A completion as it was sampled; token ids are the truth, `text` is their decoding without special tokens."""
+
+    question_id: str
+    sample: int
+    """Which of the question's samples, from 0."""
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """Includes EOS if `finish` is "eos"; never a pad."""
+    text: str
+    logprobs: tuple[float, ...]
+    """One a completion token, in nats, under the sampling model at temperature 1 and without top-p."""
+    finish: Literal["eos", "length"]
+    correct: bool | None = None
+    """Strict verdict; None until verified, as are the three below."""
+    lenient: bool | None = None
+    extracted: str | None = None
+    reason: str | None = None
+
+
+SCHEMA = pa.schema(
+    {
+        "question_id": pa.string(),
+        "sample": pa.int64(),
+        "prompt_ids": pa.list_(pa.int64()),
+        "completion_ids": pa.list_(pa.int64()),
+        "text": pa.string(),
+        "logprobs": pa.list_(pa.float64()),
+        "finish": pa.string(),
+        "correct": pa.bool_(),
+        "lenient": pa.bool_(),
+        "extracted": pa.string(),
+        "reason": pa.string(),
+    }
+)
+TUPLES = ("prompt_ids", "completion_ids", "logprobs")
+
+
+def save_responses(path: str | Path, responses: Sequence[Response]) -> None:
+    """Writes the responses in order to one Parquet file, atomically; `load_responses` gives back equal ones."""
+    table = pa.Table.from_pylist([asdict(response) for response in responses], schema=SCHEMA)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def load_responses(path: str | Path) -> list[Response]:
+    """Reads what `save_responses` wrote.
+
+    Raises:
+        InputError: if the file is missing, is not whole, or has other columns.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"responses: there is no file {path}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"responses: {path} is not a whole Parquet file; write it again with save_responses") from error
+    lacking = [field.name for field in fields(Response) if field.name not in table.column_names]
+    if lacking:
+        raise InputError(f"responses: {path} has no column {lacking[0]}; it needs {', '.join(SCHEMA.names)}")
+    rows = table.select(SCHEMA.names).to_pylist()
+    return [Response(**{**row, **{name: tuple(row[name]) for name in TUPLES}}) for row in rows]

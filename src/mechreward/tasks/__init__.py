@@ -1,0 +1,21 @@
+"""Questions: what one is, where they come from, and how they part into KNOWN and UNKNOWN.
+
+Importable by every room below; imports only `mechreward.errors`, `mechreward.files` and, lazily, data sources.
+"""
+
+from mechreward.tasks.load import Columns, load_questions
+from mechreward.tasks.marker import MARKER, after_marker
+from mechreward.tasks.question import Question
+from mechreward.tasks.split import QuestionSplit, load_split, save_questions, split_questions
+
+__all__ = [
+    "MARKER",
+    "Columns",
+    "Question",
+    "QuestionSplit",
+    "after_marker",
+    "load_questions",
+    "load_split",
+    "save_questions",
+    "split_questions",
+]

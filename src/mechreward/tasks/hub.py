@@ -1,0 +1,32 @@
+"""Questions of a Hugging Face dataset, or of a local folder `datasets` can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mechreward.errors import InputError
+from mechreward.tasks.rows import Row
+
+
+def hub_rows(name: str, options: dict[str, Any], *, split: str) -> Iterator[Row]:
+    """Yields the rows of one split; `options` go to `datasets.load_dataset` (`{"name": "main"}` names a configuration).
+
+    Raises:
+        InputError: if there is no such dataset, configuration or split, or it cannot be read from here.
+    """
+    from datasets import Dataset, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        dataset = load_dataset(name, split=split, **options)
+    except (FileNotFoundError, ConnectionError, ValueError, TypeError, DatasetGenerationError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"source: {name!r} (split {split!r}) cannot be loaded as a Hugging Face dataset ({reason}); "
+            "name a dataset id, a .jsonl, .csv or .parquet file, tiny:easy, tiny:long or reasoning-gym:NAME"
+        ) from error
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"options: {options} make {name!r} a {type(dataset).__name__}; it must load as one Dataset")
+    for number, values in enumerate(dataset, start=1):
+        yield Row(f"row {number} of {name}", dict(values))

@@ -1,0 +1,141 @@
+"""Loading questions from any source, checked row by row before anything is spent on them.
+
+A row's answer that holds GSM8K's ``####`` is a worked solution: the text after the marker becomes the answer, the whole
+becomes the solution unless a solution column is named. Prompts are made by replacing ``{question}`` in the format, and
+nothing else, so a format may hold braces of its own (``\\boxed{}``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mechreward.errors import InputError
+from mechreward.tasks.generated import reasoning_gym_rows, tiny_rows
+from mechreward.tasks.hub import hub_rows
+from mechreward.tasks.marker import after_marker
+from mechreward.tasks.question import Question, check_unique_ids
+from mechreward.tasks.rows import SUFFIXES, Row, read_rows
+
+PLACEHOLDER = "{question}"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# Taken for files, which then are refused by name, rather than for dataset ids.
+_OTHER_FILES = (".json", ".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".yaml", ".yml", ".md", ".gz", ".zip", ".zst")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The source's names for a question's fields."""
+
+    id: str | None = None
+    """None numbers the questions q0, q1, ..."""
+    question: str = "question"
+    answer: str = "answer"
+    solution: str | None = None
+
+
+def load_questions(
+    source: str | Path,
+    *,
+    columns: Columns | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    prompt_format: str = PLACEHOLDER,
+    options: dict[str, Any] | None = None,
+) -> list[Question]:
+    """Loads questions, in the source's order.
+
+    Args:
+        source: a `.jsonl`, `.csv` or `.parquet` file; `tiny:easy` or `tiny:long`; `reasoning-gym:NAME`; or a Hugging
+            Face dataset id (or folder).
+        columns: names of the columns of files and datasets; generated sources have fixed ones.
+        split: the split of a Hugging Face dataset.
+        limit: take the first `limit` questions; None takes all (200 of a tiny source).
+        seed: of generated sources; part of their ids.
+        prompt_format: the prompt, with `{question}` where the question goes.
+        options: keyword arguments of the reasoning-gym generator or of `datasets.load_dataset`.
+
+    Raises:
+        InputError: naming the field at fault; for a bad row, which row.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} is not a number of questions; allowed are whole numbers from 1")
+    if PLACEHOLDER not in prompt_format:
+        raise InputError(f"prompt_format: {prompt_format!r} does not say where the question goes; put {PLACEHOLDER} in")
+    rows, columns = _open(str(source), columns or Columns(), split, limit, seed, options or {})
+    questions = [
+        _question(row, columns, f"q{index}", prompt_format) for index, row in enumerate(islice(rows, limit))
+    ]
+    if not questions:
+        raise InputError(f"source: {source} holds no questions; at least one is needed")
+    check_unique_ids(questions)
+    return questions
+
+
+def _open(
+    source: str, columns: Columns, split: str, limit: int | None, seed: int, options: dict[str, Any]
+) -> tuple[Iterator[Row], Columns]:
+    """The rows of a source and the columns they have."""
+    kind, _, name = source.partition(":")
+    if kind == "reasoning-gym":
+        return reasoning_gym_rows(name, options, seed=seed, limit=limit), Columns(id="id")
+    if not _is_file(source) and (Path(source).is_dir() or _HUB_ID.fullmatch(source)) and kind != "tiny":
+        return hub_rows(source, options, split=split), columns
+    if options:
+        raise InputError(
+            f"options: {sorted(options)} mean nothing to {source}; allowed are options of reasoning-gym generators and "
+            "Hugging Face datasets"
+        )
+    if kind == "tiny":
+        return tiny_rows(name, seed=seed, limit=limit), Columns(id="id", solution="solution")
+    if _is_file(source):
+        return read_rows(Path(source)), columns
+    raise InputError(
+        f"source: {source!r} is none of the kinds there are; allowed are a .jsonl, .csv or .parquet file, tiny:easy, "
+        "tiny:long, reasoning-gym:NAME and a Hugging Face dataset id"
+    )
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix.lower() in (*SUFFIXES, *_OTHER_FILES) or Path(source).is_file()
+
+
+def _question(row: Row, columns: Columns, default_id: str, prompt_format: str) -> Question:
+    asked = _required(row, "question", columns.question)
+    answer = _required(row, "answer", columns.answer)
+    solution = _cell(row, "solution", columns.solution) or None if columns.solution else None
+    marked = after_marker(answer)
+    if marked is not None:
+        if not marked:
+            raise InputError(f"answer: {row.where} has nothing after ####; every question needs a gold answer")
+        answer, solution = marked, solution or answer
+    name = _required(row, "id", columns.id) if columns.id else default_id
+    return Question(name, prompt_format.replace(PLACEHOLDER, asked), answer, solution)
+
+
+def _required(row: Row, field: str, column: str) -> str:
+    text = _cell(row, field, column)
+    if not text:
+        raise InputError(f"{field}: column {column!r} is empty in {row.where}; every question needs one")
+    return text
+
+
+def _cell(row: Row, field: str, column: str) -> str:
+    """A cell as stripped text; nothing (null, NaN) as the empty text."""
+    if column not in row.values:
+        there = ", ".join(sorted(row.values)) or "none"
+        raise InputError(f"{field}: there is no column {column!r} in {row.where}; the columns there are: {there}")
+    value = row.values[column]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(
+            f"{field}: column {column!r} of {row.where} holds a {type(value).__name__}; allowed are text and numbers"
+        )
+    return str(value).strip()

@@ -1,0 +1,130 @@
+"""How dense rewards take part in GRPO: the options, and what the user passed split into dense and scalar parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import TrainerState
+
+from mechreward.errors import InputError
+from mechreward.reward import CompositeReward, Credit, FeatureReward
+from mechreward.reward.credit import check_credit
+
+DEFAULT_WEIGHT = 0.1
+_STATE_KEY = "MechRewardDense"
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Options of the dense part of `MechRewardGRPOTrainer`.
+
+    Raises:
+        InputError: naming the first field that is not allowed.
+    """
+
+    weight: float | None = None
+    """Lambda: RMS of the dense advantage as a share of the outcome advantage's. None: the dense weights over the other
+    weights where the user gave weights (CompositeReward or `args.reward_weights`), else 0.1. With 0 the rewards are
+    read and logged but do not train."""
+    credit: Credit = "per_token"
+    """How token rewards become credits, see `mechreward.reward.credit`."""
+    gamma: float = 1.0
+    """Discount of `return_to_go` and `potential`."""
+    reader: Literal["policy", "frozen"] = "policy"
+    """Which model's residual stream is read: the live policy, or the model as it was before training (LoRA adapters
+    off; for full fine-tuning a copy of the decoder up to the layer read)."""
+    step_end: str = "\n"
+    """For credit `step`: a token whose text contains this ends a step."""
+    sample_rollouts: int = 2
+    """Completions a training step that `on_rollouts` gets, taken evenly over the batch."""
+    read_batch_size: int = 32
+    """Completions a reader forward."""
+
+    def __post_init__(self) -> None:
+        check_credit(self.credit, self.gamma)
+        if self.weight is not None and self.weight < 0:
+            raise InputError(f"weight: {self.weight} is negative; the dense share must be 0 or more")
+        if self.reader not in ("policy", "frozen"):
+            raise InputError(f"reader: {self.reader!r} is not one of policy, frozen")
+        if self.credit == "step" and not self.step_end:
+            raise InputError("step_end: is empty; credit 'step' needs the text that ends a step")
+        if self.sample_rollouts < 0 or self.read_batch_size < 1:
+            sizes = f"{self.sample_rollouts}, {self.read_batch_size}"
+            raise InputError(f"sample_rollouts, read_batch_size: {sizes} must be at least 0 and 1")
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """Reward functions, dense ones apart from the scalar ones that TRL sums."""
+
+    dense: list[FeatureReward]
+    dense_weights: list[float]
+    scalar: list[Any]
+    scalar_weights: list[float]
+    share: float
+    """The lambda that the weights imply."""
+
+
+def load_outcome_rms(state: TrainerState) -> float:
+    """RMS of the last outcome advantages that had a spread, from the trainer state; 1 at the start."""
+    saved = state.stateful_callbacks.get(_STATE_KEY)
+    return 1.0 if saved is None else float(saved["attributes"]["outcome_rms"])
+
+
+def save_outcome_rms(state: TrainerState, outcome_rms: float) -> None:
+    """Keeps the one number carried from batch to batch where every checkpoint keeps it: in the trainer state."""
+    state.stateful_callbacks[_STATE_KEY] = {"args": {}, "attributes": {"outcome_rms": outcome_rms}}
+
+
+def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardParts:
+    """Takes FeatureRewards out of a reward, a list of them, or `sum` composites at any depth, weights multiplied in.
+
+    Raises:
+        InputError: lengths differ, or a `bounded` composite holds a FeatureReward (a bound on whole completions has no
+            meaning for token credit; the dense share is bounded by `DenseConfig.weight` instead).
+    """
+    rewards = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if weights is not None and len(weights) != len(rewards):
+        raise InputError(f"reward_weights: {len(weights)} for {len(rewards)} reward functions; give one each")
+    outer = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+    flat = [part for reward, weight in zip(rewards, outer, strict=True) for part in _flatten(reward, weight)]
+    dense = [(reward, weight) for reward, weight in flat if isinstance(reward, FeatureReward)]
+    scalar = [(reward, weight) for reward, weight in flat if not isinstance(reward, FeatureReward)]
+    given = weights is not None or any(isinstance(reward, CompositeReward) and reward.weighted for reward in rewards)
+    return RewardParts(
+        dense=[reward for reward, _ in dense],
+        dense_weights=[weight for _, weight in dense],
+        scalar=[reward for reward, _ in scalar],
+        scalar_weights=[weight for _, weight in scalar],
+        share=_implied_share([w for _, w in dense], [w for _, w in scalar]) if given else DEFAULT_WEIGHT,
+    )
+
+
+def _flatten(reward: Any, weight: float) -> list[tuple[Any, float]]:
+    if not isinstance(reward, CompositeReward) or not _holds_features(reward):
+        return [(reward, weight)]
+    if reward.mode == "bounded":
+        raise InputError(
+            f"{reward.name}: mode 'bounded' has no meaning for token rewards; use mode 'sum' in this trainer"
+        )
+    parts = zip(reward.rewards, reward.weights, strict=True)
+    return [part for inner, inner_weight in parts for part in _flatten(inner, weight * inner_weight)]
+
+
+def _holds_features(reward: CompositeReward) -> bool:
+    return any(
+        isinstance(part, FeatureReward) or (isinstance(part, CompositeReward) and _holds_features(part))
+        for part in reward.rewards
+    )
+
+
+def _implied_share(dense: list[float], scalar: list[float]) -> float:
+    total = sum(map(abs, scalar))
+    return sum(map(abs, dense)) / total if total else DEFAULT_WEIGHT
+
+
+def no_outcome(prompts: list[Any], **_: Any) -> list[float]:
+    """The scalar reward TRL asks for when all rewards are dense: 0, an advantage of 0."""
+    return [0.0] * len(prompts)

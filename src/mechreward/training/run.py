@@ -1,0 +1,277 @@
+"""One GRPO run: questions and rewards in, a trained policy out, resumable step for step.
+
+A run that is killed and started again with the same arguments goes on from its last whole checkpoint and ends with the
+same weights as one never killed, because all that a step depends on is in the checkpoint (weights, optimiser, schedule,
+random states, the dense memory) or in the arguments. The questions' order is drawn here for the whole run (one
+permutation after another) and handed to TRL as a single epoch: TRL's own sampler starts its shuffle anew on resuming,
+which repeats the first epoch's order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from mechreward.errors import InputError
+from mechreward.files import make_folder, read_json, sha256_bytes, write_json
+from mechreward.models import LoadedModel, eval_mode
+from mechreward.reward import Reward
+from mechreward.tasks import Question
+from mechreward.training.dense import DenseConfig, split_rewards
+from mechreward.training.grpo import MechRewardGRPOTrainer
+from mechreward.training.logging import EveryStep, JsonlMetrics, RolloutRecorder
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a GRPO run.
+
+    Raises:
+        InputError: naming the first field that is not allowed.
+    """
+
+    steps: int = 40
+    """Optimiser steps."""
+    questions_per_step: int = 16
+    """Questions a step."""
+    generations: int = 8
+    """Completions a question (the GRPO group)."""
+    micro_batch: int = 32
+    """Completions a forward and backward pass; lowered to what divides a step's completions."""
+    max_new_tokens: int = 256
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    learning_rate: float = 1e-5
+    """Peak learning rate of AdamW."""
+    schedule: str = "constant"
+    """Learning rate schedule, as transformers names them."""
+    beta: float = 0.0
+    """Weight of the KL term against the starting model."""
+    loss_type: str = "dapo"
+    """TRL's loss type."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """How TRL scales outcome advantages."""
+    lora_rank: int = 0
+    """Rank of a new LoRA adapter on all linear layers (alpha twice the rank); 0 trains every weight."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    bf16: bool = False
+    """Train under bfloat16 autocast (a GPU's; leave off on a CPU)."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    save_every: int = 10
+    """Steps between checkpoints."""
+    eval_every: int = 10
+    """Steps between calls of `evaluate`."""
+    seed: int = 0
+    """Decides question order, sampling and adapter initialisation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "questions_per_step", "micro_batch", "max_new_tokens", "save_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.generations < 2:
+            raise InputError(f"generations: {self.generations}; a group needs at least 2 completions")
+        if self.lora_rank < 0 or self.beta < 0:
+            raise InputError(f"lora_rank, beta: {self.lora_rank}, {self.beta} must not be negative")
+
+
+def train_arm(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    reward_funcs: Sequence[Reward],
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    arm: str = "dense",
+    dense: DenseConfig | None = None,
+    metrics_path: str | Path | None = None,
+    rollouts_path: str | Path | None = None,
+    evaluate: Callable[[LoadedModel, int], None] | None = None,
+) -> LoadedModel:
+    """Trains one arm, or goes on with it from the last whole checkpoint in `out`.
+
+    Args:
+        loaded: the starting model; it is trained in place, so load it anew for every arm.
+        reward_funcs: called with the columns `answer` and `question_id`; FeatureRewards are dense.
+        out: folder of this arm's checkpoints.
+        arm: name in metrics and rollouts.
+        metrics_path: metrics.jsonl, one row a step; None writes none.
+        rollouts_path: rollouts.parquet; None writes none.
+        evaluate: called with the policy (in evaluation mode) and the step, every `config.eval_every` steps; on resuming,
+            not for steps up to the checkpoint's.
+
+    Returns:
+        The trained model in evaluation mode, with its LoRA adapter if it has one.
+
+    Raises:
+        InputError: no questions, checkpoints of a run with other arguments in `out`, or nothing to train.
+    """
+    if not questions:
+        raise InputError("questions: there are none; training needs at least one")
+    out = make_folder(out)
+    _check_same_run(out, _describe(loaded, questions, reward_funcs, config, arm, dense))
+    recorder = RolloutRecorder(rollouts_path, arm, config.seed) if rollouts_path is not None else None
+    callbacks: list[TrainerCallback] = [recorder] if recorder is not None else []
+    if metrics_path is not None:
+        callbacks.append(JsonlMetrics(metrics_path, arm, config.seed))
+    trainer = MechRewardGRPOTrainer(
+        model=_trainable(loaded, config),
+        reward_funcs=list(reward_funcs),
+        args=make_args(config, out, next(loaded.model.parameters()).device),
+        train_dataset=make_dataset(questions, config),
+        processing_class=loaded.tokenizer,
+        peft_config=_lora(config),
+        callbacks=callbacks,
+        dense=dense,
+        on_rollouts=recorder,
+    )
+    policy = replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
+    if evaluate is not None:
+        trainer.add_callback(EveryStep(config.eval_every, lambda step: _evaluate(evaluate, policy, step)))
+    checkpoint = last_checkpoint(out)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    policy.model.eval()
+    return policy
+
+
+def make_dataset(questions: Sequence[Question], config: TrainConfig) -> Dataset:
+    """All questions of the run in the order they are trained on: seeded permutations, one after another."""
+    generator = torch.Generator().manual_seed(config.seed)
+    needed = config.steps * config.questions_per_step
+    order: list[int] = []
+    while len(order) < needed:
+        order += torch.randperm(len(questions), generator=generator).tolist()
+    chosen = [questions[index] for index in order[:needed]]
+    prompts = [[{"role": "user", "content": q.prompt}] if config.chat else q.prompt for q in chosen]
+    return Dataset.from_dict(
+        {"prompt": prompts, "answer": [q.answer for q in chosen], "question_id": [q.id for q in chosen]}
+    )
+
+
+def make_args(config: TrainConfig, out: Path, device: torch.device) -> GRPOConfig:
+    """TRL's arguments: one generation batch an optimiser step, one line of logs a step, nothing reported elsewhere."""
+    rows = config.questions_per_step * config.generations
+    micro = max(size for size in range(1, min(config.micro_batch, rows) + 1) if rows % size == 0)
+    return GRPOConfig(
+        output_dir=str(out),
+        max_steps=config.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rows // micro,
+        num_generations=config.generations,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        beta=config.beta,
+        loss_type=config.loss_type,
+        scale_rewards=config.scale_rewards,
+        disable_dropout=True,
+        shuffle_dataset=False,
+        bf16=config.bf16,
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        dataloader_pin_memory=device.type != "cpu",
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The furthest whole checkpoint: its trainer_state.json, which is written last, is JSON and of that step."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and _saved_step(path) == int(match[1])
+    ]
+    return max(found)[1] if found else None
+
+
+def _saved_step(checkpoint: Path) -> int | None:
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _trainable(loaded: LoadedModel, config: TrainConfig) -> Any:
+    model = loaded.model
+    if isinstance(model, PeftModel):
+        if config.lora_rank:
+            raise InputError(f"lora_rank: {config.lora_rank}, but the model already has an adapter; merge it or use 0")
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(True)
+        return model
+    if config.beta and not config.lora_rank and not Path(model.config.name_or_path).is_dir():
+        raise InputError(
+            f"beta: {config.beta} with full fine-tuning loads the reference model from a folder, and "
+            f"{model.config.name_or_path!r} is none; use lora_rank or beta 0"
+        )
+    return model.requires_grad_(True)
+
+
+def _lora(config: TrainConfig) -> LoraConfig | None:
+    if not config.lora_rank:
+        return None
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _evaluate(function: Callable[[LoadedModel, int], None], policy: LoadedModel, step: int) -> None:
+    with eval_mode(policy.model):
+        function(policy, step)
+
+
+def _describe(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    reward_funcs: Sequence[Reward],
+    config: TrainConfig,
+    arm: str,
+    dense: DenseConfig | None,
+) -> dict[str, Any]:
+    parts = split_rewards(list(reward_funcs), None)
+    asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for q in questions]
+    hashes = [reward.spec_hash for reward in parts.dense]
+    return {
+        "arm": arm,
+        "model": loaded.name,
+        "questions": sha256_bytes(*asked),
+        "features": [list(pair) for pair in zip(hashes, parts.dense_weights, strict=True)],
+        "scalar_weights": parts.scalar_weights,
+        "config": asdict(config),
+        "dense": asdict(dense or DenseConfig()),
+    }
+
+
+def _check_same_run(out: Path, description: dict[str, Any]) -> None:
+    path = out / "run.json"
+    if last_checkpoint(out) is None:
+        write_json(path, description)
+        return
+    saved = read_json(path)
+    changed = [key for key in description if saved.get(key) != description[key]]
+    if changed:
+        raise InputError(f"out: {out} holds checkpoints of a run with another {', '.join(changed)}; use a new folder")

@@ -1,0 +1,41 @@
+"""Where answers stand: boxes, phrases, hashes, in that order."""
+
+from __future__ import annotations
+
+import pytest
+
+from mechreward.verifiers.marked import Marked, find_marked, last_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        (r"\boxed{1} then \boxed{2}", Marked("2", "boxed")),
+        (r"\boxed{\frac{1}{2}} is it", Marked(r"\frac{1}{2}", "boxed")),
+        (r"\fbox{ 3 }", Marked("3", "boxed")),
+        (r"\boxed{4} and \boxed{5", Marked("4", "boxed")),
+        (r"The answer is 7, boxed: \boxed{8} #### 9", Marked("8", "boxed")),
+        ("The answer is 7.", Marked("7", "phrase")),
+        ("The answer is 7.5. Thanks.", Marked("7.5", "phrase")),
+        ("the final answer is: 7\nGoodbye", Marked("7", "phrase")),
+        ("**Answer:** 7", Marked("7", "phrase")),
+        ("Answer: **7**", Marked("7", "phrase")),
+        ("answer = 7", Marked("7", "phrase")),
+        ("The answer is 6. No, the answer is 7!", Marked("6", "phrase")),
+        ("The answer is 6.\nNo: the answer is 7", Marked("7", "phrase")),
+        ("The answer is 7\n#### 9", Marked("7", "phrase")),
+        ("#### 8\n#### 9", Marked("9", "####")),
+        ("####", Marked("", "####")),
+    ],
+)
+def test_find_marked(text: str, marked: Marked) -> None:
+    assert find_marked(text) == marked
+
+
+@pytest.mark.parametrize("text", ["", "18", "we answer 18", "the answers are 18", r"\boxed{1"])
+def test_text_without_a_marker(text: str) -> None:
+    assert find_marked(text) is None
+
+
+def test_last_boxed_of_empty_box() -> None:
+    assert last_boxed(r"\boxed{}") == ""
