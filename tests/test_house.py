@@ -24,11 +24,9 @@ ROOMS = (
     "report config pipeline cli"
 ).split()
 FOR_ALL = ("errors", "files", "tiny", "catalogs")
-"""Modules that every room may import. They are no rooms: they may not import one, loaders of bundled data excepted."""
-FOR_LOADERS = ("models", "tasks", "sae", "features")
-"""The rooms whose nouns bundled data is loaded as."""
-SCRIPTS = ("tiny.build",)
-"""`python -m` entry points among the data: they may import any room, and no module may import them."""
+"""Modules that every room may import. They are no rooms and import none."""
+BUNDLED = ("tiny", "tiny.world", "tiny.language")
+"""What of `tiny` is for all. Its other modules are the script that makes it: they may use every room, none uses them."""
 MAX_FUNCTION_LINES, MAX_MODULE_LINES, MIN_PACKAGE_DOCSTRING_LINES = 80, 350, 3
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_WHEEL_BYTES = 12 * 2**20
@@ -79,21 +77,22 @@ def imported_names(source: Source) -> list[str]:
 
 
 def imports_point_up(source: Source) -> list[str]:
-    if source.name in SCRIPTS or source.name == "":
-        return []
-    home = source.name.split(".")[0]
-    return [f"imports {name}" for name in imported_names(source) if not may_import(home, name)]
+    return [f"imports {name}" for name in imported_names(source) if not may_import(source.name, name)]
 
 
-def may_import(home: str, name: str) -> bool:
-    room = name.split(".")[0]
-    if any(name == script or name.startswith(script + ".") for script in SCRIPTS):
-        return False
-    if room == home or room in FOR_ALL or room == "__version__":
+def may_import(importer: str, name: str) -> bool:
+    home, room = importer.split(".")[0], name.split(".")[0]
+    if is_maker(importer) or name == "__version__":
         return True
-    if home in FOR_ALL:
-        return home in ("tiny", "catalogs") and room in FOR_LOADERS
-    return room in ROOMS and ROOMS.index(room) < ROOMS.index(home)
+    if is_maker(name):
+        return False
+    if room == home or room in FOR_ALL:
+        return True
+    return home in ROOMS and room in ROOMS and ROOMS.index(room) < ROOMS.index(home)
+
+
+def is_maker(name: str) -> bool:
+    return name.startswith("tiny.") and name not in BUNDLED
 
 
 def functions_are_short(source: Source) -> list[str]:
@@ -216,9 +215,16 @@ CASES: list[tuple[Rule, str, str, int]] = [
     (imports_point_up, "reward.credit", "from mechreward.nowhere import x", 1),
     (imports_point_up, "reward.credit", "from mechreward.tiny.build import main", 1),
     (imports_point_up, "errors", "from mechreward.models import load_model", 1),
-    (imports_point_up, "tiny.assets", "from mechreward.gates import gate1", 1),
-    (imports_point_up, "tiny.assets", "from mechreward.models import LoadedModel\nfrom mechreward.sae import SAE", 0),
-    (imports_point_up, "tiny.build", "from mechreward.training import trainer", 0),
+    (imports_point_up, "tiny.world", "from mechreward.models import LoadedModel", 1),
+    (imports_point_up, "tiny", "from mechreward.tiny.build import main", 1),
+    (imports_point_up, "tiny.language", "from mechreward.tiny.world import NAMES", 0),
+    (
+        imports_point_up,
+        "tiny.build",
+        "from mechreward.training import trainer\nfrom mechreward.tiny.measure import m",
+        0,
+    ),
+    (imports_point_up, "tasks.generated", "def f():\n    from mechreward.tiny.world import SETTINGS", 0),
     (imports_point_up, "reward.credit", "from mechreward.sae import SAE\nfrom mechreward.errors import InputError", 0),
     (imports_point_up, "cli", "from mechreward.pipeline import improve\nfrom mechreward import __version__", 0),
     (functions_are_short, "a", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES, 1),

@@ -1,3 +1,57 @@
-"""A training signal inside a language model: SAE features that go with correct reasoning, gated, rewarded per token."""
+"""A training signal inside a language model: SAE features that go with correct reasoning, gated, rewarded per token.
+
+`import mechreward as mr` is light: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CompositeReward": "reward",
+    "FeaturePack": "features",
+    "FeatureReward": "reward",
+    "InputError": "errors",
+    "OutcomeReward": "reward",
+    "Question": "tasks",
+    "SAE": "sae",
+    "build_pack": "features",
+    "contrast": "features",
+    "gate1": "gates",
+    "improve": "pipeline",
+    "load_model": "models",
+    "load_pack": "features",
+    "load_questions": "tasks",
+    "load_sae": "sae",
+    "make_config": "config",
+    "pooled_activations": "features",
+    "read_residuals": "models",
+    "sample_responses": "rollout",
+    "save_pack": "features",
+    "save_sae": "sae",
+    "split_questions": "tasks",
+    "train_sae": "sae",
+    "verify_responses": "rollout",
+    "write_report": "report",
+}
+_ROOMS = (
+    "models", "tasks", "verifiers", "rollout", "sae", "features", "reward", "gates", "training", "integrations",
+    "report", "tiny",
+)  # fmt: skip
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"mechreward.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"mechreward.{name}")
+    raise AttributeError(f"module 'mechreward' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -144,10 +144,15 @@ def make_config(**values: Any) -> ImproveConfig:
     try:
         return ImproveConfig(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}") from error
-        if first["type"] == "missing":
-            raise InputError(f"{field}: is needed and was not given") from error
-        raise InputError(f"{field}: {first['input']!r} is not allowed ({first['msg']})") from error
+        raise InputError(first_error(error)) from error
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one sentence."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}"
+    if first["type"] == "missing":
+        return f"{field}: is needed and was not given"
+    return f"{field}: {first['input']!r} is not allowed ({first['msg']})"

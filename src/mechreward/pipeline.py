@@ -22,30 +22,39 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import yaml
 
 from mechreward import tiny
-from mechreward.config import ImproveConfig
+from mechreward.config import Arm, ImproveConfig
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack, build_pack, contrast, load_pack, pooled_activations, save_pack
+from mechreward.features import (
+    ContrastTable,
+    FeaturePack,
+    build_pack,
+    contrast,
+    load_contrast,
+    load_pack,
+    pooled_activations,
+    save_contrast,
+    save_pack,
+)
 from mechreward.files import atomic_path, make_folder, read_json, write_json
-from mechreward.gates import Gate1Result, accuracy_interval, gate1, paired_test
+from mechreward.gates import accuracy_interval, gate1, paired_test, question_means
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
 from mechreward.sae import SAE, SAEMeta, activation_batches, load_sae, save_sae, train_sae
 from mechreward.tasks import Columns, Question, QuestionSplit, load_questions, save_questions, split_questions
-from mechreward.verifiers import Verifier, get_verifier
 from mechreward.training import DenseConfig, TrainConfig, train_arm
-
-Verdict = Literal["improved", "not improved", "inconclusive", "gate not passed"]
+from mechreward.training.logging import append_row
+from mechreward.verifiers import Verifier, get_verifier
 
 
 class StageProgress(Protocol):
@@ -184,3 +193,257 @@ def _manifest(config: ImproveConfig) -> dict[str, Any]:
 def stage_seed(seed: int, stage: str) -> int:
     """A seed of its own for each stage, so that skipping one on resume changes no other."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{stage}".encode()).digest()[:4], "big")
+
+
+def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
+    """Runs the main job, or goes on with it (`config.resume`), and returns what came of it.
+
+    Raises:
+        InputError: bad input, found before anything is written; or responses that allow no contrast (all right, all
+            wrong), after which the run directory holds whole files and a report that says so.
+    """
+    started = time.perf_counter()
+    inputs = prepare(config)
+    folder = open_run(config)
+    save_questions(folder / "questions.parquet", inputs.split)
+    sample(inputs, folder, "baseline", progress)
+    responses = sample(inputs, folder, "known", progress)
+    try:
+        sae = get_sae(inputs, folder, responses, progress)
+        halves = split_questions(inputs.split.known, 0.5, stage_seed(config.seed, "gate"))
+        pack, table = discover_pack(inputs, folder, sae, _of(responses, halves.known), progress)
+        gate = judge_pack(inputs, folder, FeatureReward(pack, sae), table, _of(responses, halves.unknown), progress)
+    except InputError as error:
+        finish(folder, {"verdict": f"Stopped before Gate 1: {error}.", "arms": {}}, started)
+        raise
+    if gate["verdict"] != "pass" and not config.ungated:
+        verdict = f"Gate 1 did not pass ({gate['verdict']}): {gate['reason']} Nothing was trained."
+        return finish(folder, {"verdict": verdict, "arms": {}}, started, gate)
+    for arm in config.arms:
+        run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
+    return finish(folder, compare_arms(inputs, folder), started, gate)
+
+
+def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) -> list[Response]:
+    """Responses of the untrained model to UNKNOWN ("baseline") or KNOWN ("known") questions."""
+    path = folder / "responses" / f"{stage}.parquet"
+    if path.exists():
+        return load_responses(path)
+    questions = inputs.split.known if stage == "known" else inputs.split.unknown
+    n = inputs.config.samples if stage == "known" else inputs.config.eval_samples
+    with progress.stage(f"sample {stage}: {len(questions)} questions x {n}", len(questions) * n) as advance:
+        responses = _verified(inputs, inputs.loaded, questions, n, stage_seed(inputs.config.seed, stage), advance)
+    save_responses(path, responses)
+    return responses
+
+
+def _verified(
+    inputs: Inputs, loaded: LoadedModel, questions: Sequence[Question], n: int, seed: int, advance: Callable[[int], None]
+) -> list[Response]:
+    config = inputs.config
+    responses = sample_responses(
+        loaded,
+        questions,
+        n=n,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        batch_size=config.batch_size,
+        seed=seed,
+        chat=config.chat,
+        on_batch=lambda batch: advance(len(batch)),
+    )
+    verified = verify_responses(responses, questions, inputs.verifier)
+    return [replace(r, correct=r.lenient) for r in verified] if config.strictness == "lenient" else verified
+
+
+def _of(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:
+    ids = {question.id for question in questions}
+    return [response for response in responses if response.question_id in ids]
+
+
+def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progress: StageProgress) -> SAE:
+    """The SAE given, or one trained on the KNOWN responses' residuals and kept in the run directory."""
+    config = inputs.config
+    if inputs.sae is not None:
+        return inputs.sae
+    if (folder / "sae" / "cfg.json").exists():
+        return load_sae(folder / "sae", device=config.device)
+    width = d_model(inputs.loaded.model)
+    hook = f"model.layers.{inputs.layer}"
+    meta = SAEMeta(str(folder / "sae"), "", inputs.layer, config.model, hook)
+    rows = [(response.prompt_ids, response.completion_ids) for response in responses]
+    seed = stage_seed(config.seed, "sae")
+    with progress.stage(f"train SAE on block {inputs.layer}", config.sae_tokens) as advance:
+        seen = 0
+
+        def on_step(tokens: int, _: float) -> None:
+            nonlocal seen
+            advance(tokens - seen)
+            seen = tokens
+
+        trained = train_sae(
+            activation_batches(inputs.loaded, rows, inputs.layer, include_prompt=True, epochs=None, seed=seed),
+            d_model=width,
+            d_sae=config.sae_expansion * width,
+            k=config.sae_k,
+            n_tokens=config.sae_tokens,
+            meta=meta,
+            seed=seed,
+            device=config.device,
+            on_step=on_step,
+        )
+    save_sae(trained.sae, folder / "sae")
+    write_json(folder / "sae.json", {"fvu": trained.fvu, "l0": trained.l0, "dead_share": trained.dead_share})
+    return trained.sae
+
+
+def discover_pack(
+    inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response], progress: StageProgress
+) -> tuple[FeaturePack, ContrastTable]:
+    """Within-question contrast of every feature on the discovery half of KNOWN."""
+    config = inputs.config
+    if (folder / "pack.json").exists():
+        return load_pack(folder / "pack.json"), load_contrast(folder / "features.parquet")
+    with progress.stage(f"discover: {sae.d_sae} features, {len(responses)} responses"):
+        batches = pooled_activations(inputs.loaded, sae, responses, config.pooling)
+        table = contrast(batches, seed=stage_seed(config.seed, "discover"))
+        save_contrast(table, folder / "features.parquet")
+        pack = build_pack(
+            table,
+            sae,
+            name=f"{Path(config.model).name}/{config.questions.replace(':', '-')}",
+            model_name=config.model,
+            n_features=config.n_features,
+            pooling=config.pooling,
+            provenance={
+                "questions": config.questions,
+                "prompt_format": config.prompt_format,
+                "chat": config.chat,
+                "n_questions": table.n_questions,
+                "n_mixed": table.n_mixed,
+                "seed": config.seed,
+            },
+        )
+    save_pack(pack, folder / "pack.json")
+    return pack, table
+
+
+def judge_pack(
+    inputs: Inputs,
+    folder: Path,
+    reward: FeatureReward,
+    table: ContrastTable,
+    responses: Sequence[Response],
+    progress: StageProgress,
+) -> dict[str, Any]:
+    """Gate 1 on the other half of KNOWN; the verdict is written into the pack that will train."""
+    path = folder / "gate1.json"
+    if path.exists():
+        gate: dict[str, Any] = read_json(path)
+        return gate
+    with progress.stage(f"gate 1: {len(responses)} held-out responses"):
+        result = gate1(reward, responses, inputs.loaded, table=table, seed=stage_seed(inputs.config.seed, "gate"))
+    save_pack(reward.pack.model_copy(update={"validation": result.validation()}), folder / "pack.json")
+    write_json(path, result.to_dict())
+    return result.to_dict()
+
+
+def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progress: StageProgress) -> None:
+    """Trains one arm on KNOWN and samples UNKNOWN with it, with the seeds of the baseline.
+
+    Both arms read and log the features; in the `outcome` arm their weight is 0, which is TRL's own GRPO bit for bit.
+    """
+    config = inputs.config
+    path = folder / "responses" / f"final-{arm}.parquet"
+    if path.exists():
+        return
+    unknown, seed = inputs.split.unknown, stage_seed(config.seed, "baseline")
+    metrics = folder / "metrics.jsonl"
+    with progress.stage(f"train {arm}: {config.steps} steps", config.steps) as advance:
+
+        def evaluate(policy: LoadedModel, step: int) -> None:
+            advance(config.eval_every)
+            responses = _verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None)
+            append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | accuracy(responses))
+
+        baseline = load_responses(folder / "responses" / "baseline.parquet")
+        append_row(metrics, {"arm": arm, "seed": config.seed, "step": 0, "kind": "eval"} | accuracy(baseline))
+        policy = train_arm(
+            _load_model(config),
+            inputs.split.known,
+            [reward, OutcomeReward(inputs.verifier)],
+            _train_config(config),
+            folder / "checkpoints" / arm,
+            arm=arm,
+            dense=DenseConfig(
+                weight=config.dense_weight if arm == "dense" else 0.0, credit=config.credit, gamma=config.gamma
+            ),
+            metrics_path=metrics,
+            rollouts_path=folder / "rollouts.parquet",
+            evaluate=evaluate,
+        )
+    with progress.stage(f"evaluate {arm}: {len(unknown)} questions x {config.eval_samples}"):
+        save_responses(path, _verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None))
+
+
+def _train_config(config: ImproveConfig) -> TrainConfig:
+    same = set(TrainConfig.__dataclass_fields__) & set(ImproveConfig.model_fields)
+    return TrainConfig(**{field: getattr(config, field) for field in same})
+
+
+def accuracy(responses: Sequence[Response]) -> dict[str, Any]:
+    """Share of right responses with its 95 % interval, clustered by question."""
+    questions = [response.question_id for response in responses]
+    interval = accuracy_interval([bool(response.correct) for response in responses], questions)
+    counts = {"n_questions": len(set(questions)), "n_responses": len(responses)}
+    return {"accuracy": interval.value, "low": interval.low, "high": interval.high} | counts
+
+
+def _by_question(responses: Sequence[Response]) -> dict[str, float]:
+    return question_means([bool(r.correct) for r in responses], [r.question_id for r in responses])
+
+
+def compare_arms(inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Every arm against the untrained model, and dense against outcome-only, question by question on UNKNOWN."""
+    before = load_responses(folder / "responses" / "baseline.parquet")
+    arms: dict[str, Any] = {}
+    means = {}
+    for arm in inputs.config.arms:
+        after = load_responses(folder / "responses" / f"final-{arm}.parquet")
+        means[arm] = _by_question(after)
+        paired = asdict(paired_test(_by_question(before), means[arm]))
+        arms[arm] = {"before": accuracy(before), "after": accuracy(after), "paired": paired}
+    results: dict[str, Any] = {"arms": arms}
+    if len(means) == 2:
+        results["dense_minus_outcome"] = asdict(paired_test(means["outcome"], means["dense"]))
+    return results | {"verdict": verdict_words(results)}
+
+
+def verdict_words(results: dict[str, Any]) -> str:
+    """What the intervals allow to be said, and no more."""
+    sentences = []
+    for arm, numbers in results["arms"].items():
+        before, after, paired = numbers["before"]["accuracy"], numbers["after"]["accuracy"], numbers["paired"]
+        sentences.append(f"{_said(paired, arm.capitalize() + ' training', 'accuracy')} ({before:.3f} to {after:.3f}).")
+    between = results.get("dense_minus_outcome")
+    if between is not None:
+        sentences.append(_said(between, "Dense against outcome-only", "final accuracy") + ".")
+    return " ".join(sentences)
+
+
+def _said(paired: dict[str, Any], subject: str, quantity: str) -> str:
+    interval = f"{paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}], p = {paired['p_value']:.4f}"
+    if paired["low"] > 0:
+        return f"{subject}: {quantity} rose by {interval}"
+    if paired["high"] < 0:
+        return f"{subject}: {quantity} fell by {interval}"
+    return f"{subject}: inconclusive, {quantity} changed by {interval}"
+
+
+def finish(folder: Path, results: dict[str, Any], started: float, gate: dict[str, Any] | None = None) -> Outcome:
+    """Writes `results.json` and the report."""
+    passed = gate is not None and gate["verdict"] == "pass"
+    if results["arms"] and not passed:
+        results["verdict"] = f"Trained without a passed gate ({gate and gate['verdict']}). {results['verdict']}"
+    write_json(folder / "results.json", results | {"runtime_s": round(time.perf_counter() - started, 1)})
+    return Outcome(folder, write_report(folder), results["verdict"], passed, results)

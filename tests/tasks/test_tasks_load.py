@@ -14,7 +14,7 @@ import pytest
 from mechreward.errors import InputError
 from mechreward.tasks import Columns, Question, load_questions
 
-ROWS = [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}, {"question": "3 + 3?", "answer": "6"}]
+ROWS = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in (1, 2, 3)]
 LOADED = [Question("q0", "1 + 1?", "2"), Question("q1", "2 + 2?", "4"), Question("q2", "3 + 3?", "6")]
 
 
@@ -64,8 +64,9 @@ def test_limit_takes_the_first(stored: Path, limit: int) -> None:
 
 def test_every_file_kind_names_the_columns_there_are(stored: Path) -> None:
     sentence = refusal(stored, columns=Columns(answer="gold"))
-    assert re.fullmatch(
-        r"answer: there is no column 'gold' in (line [12]|row 1) of \S+; the columns there are: answer, question", sentence
+    place = {".jsonl": "line 1", ".csv": "line 2", ".parquet": "row 1"}[stored.suffix]
+    assert sentence == (
+        f"answer: there is no column 'gold' in {place} of {stored}; the columns there are: answer, question"
     )
 
 
@@ -164,7 +165,8 @@ def test_hugging_face_dataset_folder(tmp_path: Path) -> None:
     options = {"cache_dir": str(tmp_path / "cache")}
     assert load_questions(folder, split="train", options=options) == LOADED
     assert [q.prompt for q in load_questions(folder, options=options)] == ["2 + 2?", "3 + 3?"]
-    assert refusal(folder, split="dev", options=options).startswith(f"source: '{folder}' (split 'dev') cannot be loaded")
+    sentence = refusal(folder, split="dev", options=options)
+    assert sentence.startswith(f"source: '{folder}' (split 'dev') cannot be loaded as a Hugging Face dataset (")
 
 
 def test_hugging_face_dataset_that_is_not_there(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_hugging_face_dataset_that_is_not_there(tmp_path: Path) -> None:
     assert sentence.startswith(
         "source: 'nobody/nothing-of-the-kind' (split 'test') cannot be loaded as a Hugging Face dataset ("
     )
-    assert sentence.endswith("name a dataset id, a .jsonl, .csv or .parquet file, tiny:easy, tiny:long or reasoning-gym:NAME")
+    assert sentence.endswith(".jsonl, .csv or .parquet file, tiny:easy, tiny:long or reasoning-gym:NAME")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
@@ -194,16 +196,19 @@ def test_a_file_without_suffix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["", "a/b/c", "gym:chain_sum", "./nothing", "two words"])
 def test_unknown_source(source: str) -> None:
-    assert refusal(source).startswith(f"source: '{source}' is none of the kinds there are; allowed are a .jsonl, .csv or")
+    assert refusal(source).startswith(f"source: '{source}' is none of the kinds there are; allowed are a .jsonl")
 
 
 def test_unknown_tiny_setting() -> None:
-    assert refusal("tiny:hard") == "source: 'tiny:hard' is no setting of the tiny world; allowed are tiny:easy, tiny:long"
+    assert refusal("tiny:hard") == (
+        "source: 'tiny:hard' is no setting of the tiny world; allowed are tiny:easy, tiny:long"
+    )
 
 
 @pytest.mark.parametrize("source", ["tiny:easy", "a.jsonl"])
 def test_options_where_there_are_none(source: str) -> None:
-    assert refusal(source, options={"size": 3}).startswith(f"options: ['size'] mean nothing to {source}; allowed are options of")
+    sentence = refusal(source, options={"size": 3})
+    assert sentence.startswith(f"options: ['size'] mean nothing to {source}; allowed are options of reasoning-gym")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -258,11 +263,19 @@ def test_an_empty_file(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name) == f"source: {tmp_path / name} holds no questions; at least one is needed"
 
 
-def test_damaged_files(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    assert refusal(tmp_path / "a.parquet").startswith(f"source: {tmp_path / 'a.parquet'} is not a readable Parquet file (")
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
-    assert refusal(tmp_path / "b.jsonl") == f"source: {tmp_path / 'b.jsonl'} is not UTF-8 text (byte 0); save it as UTF-8"
+def test_damaged_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    assert refusal(path).startswith(f"source: {path} is not a readable Parquet file (")
+
+
+def test_text_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "b.jsonl"
+    path.write_bytes(b"\xff\xfe")
+    assert refusal(path) == f"source: {path} is not UTF-8 text (byte 0); save it as UTF-8"
+
+
+def test_damaged_csv(tmp_path: Path) -> None:
     wide = csv(tmp_path / "c.csv", "question,answer\na,1\nb,2,3\n")
     assert refusal(wide) == f"source: line 3 of {wide} has more cells than its header"
     narrow = csv(tmp_path / "d.csv", "question,answer\na\n")

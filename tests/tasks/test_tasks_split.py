@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechreward.errors import InputError
@@ -19,6 +19,7 @@ def numbered(n: int) -> list[Question]:
     return [Question(f"q{i}", f"What is {i}?", str(i)) for i in range(n)]
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(2, 40), st.floats(0.1, 0.9), st.integers(0, 9), st.randoms(use_true_random=False))
 def test_disjoint_complete_of_the_wanted_size_and_blind_to_order(n: int, known: float, seed: int, rng: object) -> None:
     questions = numbered(n)
@@ -49,6 +50,7 @@ def test_a_larger_share_only_adds() -> None:
     assert large.known[: len(small.known)] == small.known
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(0, 20))
 def test_one_prompt_is_never_on_both_sides(seed: int) -> None:
     questions = [Question(f"{copy}-{i}", f"What is {i}?", str(i)) for i in range(4) for copy in "ab"]
@@ -59,7 +61,7 @@ def test_one_prompt_is_never_on_both_sides(seed: int) -> None:
 
 @pytest.mark.parametrize("known", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_bad_share(known: float) -> None:
-    with pytest.raises(InputError, match=r"^known: \S+ is not a share of the questions; allowed is a number above 0 and"):
+    with pytest.raises(InputError, match=r"^known: \S+ is not a share of the questions; allowed is a number above 0"):
         split_questions(numbered(4), known)
 
 
@@ -74,7 +76,7 @@ def test_bad_share(known: float) -> None:
     ],
 )
 def test_an_empty_side_is_refused(questions: list[Question], known: float, side: str) -> None:
-    with pytest.raises(InputError, match=f"^known: a share of {known} of .* leaves the {side} side empty; both sides need"):
+    with pytest.raises(InputError, match=f"^known: a share of {known} of .* leaves the {side} side empty; both"):
         split_questions(questions, known)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechreward.errors import InputError
@@ -131,6 +131,7 @@ def test_worked_examples_in_the_prompt_are_not_mistaken_for_gold() -> None:
         gsm8k_exact_match("1 + 1?\n#### 2\n2 + 2?\n#### 4\n9 * 2?", "#### 18")
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
 def test_agrees_with_the_official_rule_on_plain_integers(written: int, gold: int) -> None:
     completion = f"thinking\n#### {written:,}"
@@ -140,6 +141,7 @@ def test_agrees_with_the_official_rule_on_plain_integers(written: int, gold: int
 _DRESSES = ("{:,}", "${:,}", "{}.00", "{:,}.", "${}.", "**{}**", "{} dollars", "{}%")
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.sampled_from(_DRESSES))
 def test_dress_never_changes_the_verdict(value: int, dress: str) -> None:
     completion = "#### " + dress.format(value)

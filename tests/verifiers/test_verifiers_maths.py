@@ -57,7 +57,7 @@ def test_outside_the_main_thread() -> None:
 
 
 def test_a_comparison_without_end_is_stopped_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maths, "TIME_LIMIT", 1)
+    monkeypatch.setattr(maths, "TIME_LIMIT", 0.3)
     endless = r"\boxed{9^{9^9}}"
     assert math("Q", endless, "18") == Verdict(False, "9^{9^9}", "took too long to compare", False)
     assert math("Q", r"\boxed{0.5}", "1/2")
@@ -65,8 +65,7 @@ def test_a_comparison_without_end_is_stopped_and_the_next_one_works(monkeypatch:
 
 def test_an_answer_too_long_is_not_compared() -> None:
     completion = r"\boxed{" + "1+" * 600 + "1}"
-    verdict = math("Q", completion, "601")
-    assert (verdict.correct, verdict.reason, len(verdict.extracted or "")) == (False, "answer too long", maths.LONGEST)
+    assert math("Q", completion, "601") == Verdict(False, ("1+" * 600)[: maths.LONGEST], "answer too long", False)
 
 
 def test_no_gold_is_refused() -> None:

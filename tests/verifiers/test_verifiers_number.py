@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechreward.verifiers.number import last_number, parse_number, tidy_number
@@ -75,16 +75,19 @@ def test_last_number_of_text_without_one() -> None:
 _DRESSES = ("{}", "{}.", " {} ", "${}", "{}%", "**{}**", "{}.00", "${}.0", "+{}", "€{}", "`{}`")
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(min_value=0, max_value=10**15), st.sampled_from(_DRESSES), st.booleans())
 def test_dress_never_changes_the_value(value: int, dress: str, commas: bool) -> None:
     assert parse_number(dress.format(f"{value:,}" if commas else value)) == value
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(-(10**15), 10**15), st.integers(-(10**15), 10**15), st.booleans())
 def test_numbers_are_equal_only_to_themselves(one: int, other: int, commas: bool) -> None:
     assert (parse_number(f"{one:,}" if commas else str(one)) == parse_number(str(other))) == (one == other)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6, min_value=-1e9, max_value=1e9))
 def test_decimals_are_read_exactly(value: Decimal) -> None:
     assert parse_number(f"{value:f}") == value

@@ -1,7 +1,7 @@
-"""From verified responses to a feature pack: pooled activations, the within-question contrast, selection, the pack file.
+"""From verified responses to a feature pack: pooled activations, within-question contrast, selection, the pack file.
 
-May be imported by every room below it (reward, gates, hacking, steering, training, report, pipeline, cli); imports models,
-rollout and sae.
+May be imported by every room below it (reward, gates, hacking, steering, training, report, pipeline, cli); imports
+models, rollout and sae.
 """
 
 from mechreward.features.contrast import ContrastTable, contrast, discover, load_contrast, save_contrast

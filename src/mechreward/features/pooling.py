@@ -28,7 +28,7 @@ class PooledBatch:
     """All responses to one or more questions: row i answers `question_ids[i]`."""
 
     question_ids: list[str]
-    correct_B: Bool[Tensor, "b"]
+    correct_B: Bool[Tensor, " b"]
     acts_BF: Float[Tensor, "b f"]
     """Pooled activations in the SAE's units, float32, on the CPU."""
 
@@ -56,9 +56,6 @@ def pooled_activations(
         acts_BF = torch.zeros(len(group), sae.d_sae)
         counts_B = torch.zeros(len(group), dtype=torch.long)
         for batch in iter_residuals(loaded.model, prompts, completions, sae.meta.layer, batch_size):
-            if not bool(batch.h_BTD[batch.mask_BT].isfinite().all()):
-                ids = sorted({group[row].question_id for row in batch.rows})
-                raise InputError(f"residuals: NaN or infinite at layer {sae.meta.layer} in the answers to {ids[0]}")
             keep_BT = norm_outliers(batch.h_BTD, batch.mask_BT)
             rows = torch.tensor(batch.rows)
             acts_BF[rows] = pool_features(sae, batch.h_BTD, keep_BT, pooling).cpu()
@@ -96,10 +93,10 @@ def check_responses(responses: Sequence[Response]) -> None:
         if not response.completion_ids:
             raise InputError(f"responses: a completion for question {response.question_id} has no tokens")
         if response.correct is None:
-            raise InputError(f"responses: an answer to question {response.question_id} is not verified (correct is None)")
+            raise InputError(f"correct: it is None in an answer to question {response.question_id}, verify it first")
 
 
-def _add(pooled_BF: Tensor, row_N: Int[Tensor, "n"], acts_NF: Float[Tensor, "n f"], pooling: Pooling) -> None:
+def _add(pooled_BF: Tensor, row_N: Int[Tensor, " n"], acts_NF: Float[Tensor, "n f"], pooling: Pooling) -> None:
     if pooling == "max":
         # Activations are never negative, so that a start of 0 is the maximum of nothing.
         pooled_BF.scatter_reduce_(0, row_N[:, None].expand_as(acts_NF), acts_NF, "amax")

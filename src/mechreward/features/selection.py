@@ -1,7 +1,7 @@
 """From a contrast table to a pack: significant, stable features, weighted by how well each one tells right from wrong.
 
-A weight is the point-biserial correlation that belongs to the effect, d / sqrt(d^2 + 4): it has the effect's sign and is
-bounded, so that no single feature takes the pack over. Weights are scaled to sum |w| = 1. Activations are divided by
+A weight is the point-biserial correlation that belongs to the effect, d / sqrt(d^2 + 4): it has the effect's sign and
+is bounded, so that no single feature takes the pack over. Weights are scaled to sum |w| = 1. Activations are divided by
 their standard deviation within a question, so that the pooled reward is in those units too.
 """
 
@@ -48,8 +48,8 @@ def build_pack(
     if chosen.empty:
         raise NoFeatures(
             f"features: no feature passes q <= {q_max:g} and stability >= {min_stability:g} on {table.n_mixed} mixed "
-            f"questions ({int(significant.sum())} of {len(table.frame)} pass the first, {int(stable.sum())} the second, "
-            f"the largest |effect| is {table.frame['effect'].abs().max():.2f})"
+            f"questions ({int(significant.sum())} of {len(table.frame)} pass the first, {int(stable.sum())} the "
+            f"second, the largest |effect| is {table.frame['effect'].abs().max():.2f})"
         )
     found_on: dict[str, str | int | float | bool | None] = {
         "n_questions": table.n_questions,

@@ -1,7 +1,7 @@
 """Verdicts on rewards: all statistics, the baselines a reward must beat, and Gate 1 (Gates 2 and 3 come to live here).
 
-May be imported by hacking, steering, training, integrations, report, pipeline and cli; imports models, rollout, features and
-reward.
+May be imported by hacking, steering, training, integrations, report, pipeline and cli; imports models, rollout,
+features and reward.
 """
 
 from mechreward.gates.baselines import bag_of_words, length, mean_logprob

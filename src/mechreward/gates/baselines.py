@@ -1,8 +1,8 @@
 """Scores that need nothing from inside the model: what a reward must beat before it may claim to read more than text.
 
-Each gives one number a response. The lexical one is a logistic regression on which tokens a response holds, cross-fitted
-by question (no question's own answers train its score), on counts centred within the question, so that all it learns is
-how right and wrong answers *to the same question* differ in words.
+Each gives one number a response. The lexical one is a logistic regression on which tokens a response holds,
+cross-fitted by question (no question's own answers train its score), on counts centred within the question, so that all
+it learns is how right and wrong answers *to the same question* differ in words.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def length(responses: Sequence[Response]) -> Array:
 
 
 def bag_of_words(responses: Sequence[Response], *, seed: int = 0) -> Array:
-    """Cross-fitted log-odds of being right from token counts; answers to questions that are not mixed get the score of a
-    model fitted on all mixed ones.
+    """Cross-fitted log-odds of being right from token counts.
+
+    Answers to questions that are not mixed get the score of a model fitted on all mixed ones.
 
     Raises:
         InputError: if fewer than two questions have right and wrong answers.

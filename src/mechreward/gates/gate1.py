@@ -101,13 +101,13 @@ def gate1(
     """Judges a reward on verified responses to held-out questions.
 
     Args:
-        table: the contrast the pack was built from; random packs are matched to its firing frequencies. Without it there
-            is no random baseline.
+        table: the contrast the pack was built from; random packs are matched to its firing frequencies. Without it
+            there is no random baseline.
         draws: bootstrap resamples, and label shuffles.
 
     Raises:
-        InputError: if a response has no tokens, no verdict or no log-probabilities, the reward does not fit the model, or
-            a residual or score is not finite.
+        InputError: if a response has no tokens, no verdict or no log-probabilities, the reward does not fit the model,
+            or a residual or score is not finite.
     """
     check_responses(responses)
     if not responses:
@@ -155,7 +155,8 @@ def read_scores(
             packs_PN[:, batch.rows] = _pack_scores(reward, packs, batch).cpu()
     bad = (~judged_N.isfinite()).nonzero()
     if len(bad):
-        raise InputError(f"reward: its score of an answer to question {responses[int(bad[0])].question_id} is not finite")
+        question = responses[int(bad[0])].question_id
+        raise InputError(f"reward: its score of an answer to question {question} is not finite")
     return judged_N.double().numpy(), packs_PN.double().numpy()
 
 
@@ -164,7 +165,7 @@ def compare(
 ) -> tuple[ScoreRow, ...]:
     """The judged score's row, then one a baseline: within-question AUROC with intervals clustered by question.
 
-    A baseline of several scores (random packs) stands for their mean AUROC. Each score is turned round if it is below .5.
+    A baseline of several scores (random packs) stands for their mean AUROC. Each is turned round if it is below .5.
     """
     labels, questions = _labels(responses), _questions(responses)
     n = len(set(questions))

@@ -29,7 +29,8 @@ class Thresholds:
     permutation_p: float = 0.01
     """The permutation p must lie below it."""
     min_mixed: int = 20
-    """Fewest questions with right and wrong answers for any verdict but inconclusive: a bootstrap over less is too narrow."""
+    """Fewest questions with right and wrong answers for any verdict but inconclusive: over less a bootstrap is too
+    narrow."""
     detectable: float = 0.60
     """A score that cannot be told from chance (p > .05) fails where the questions had 90 % power to show this much."""
 
@@ -70,9 +71,10 @@ def judge(
         return Judgement("pass", f"{measured}, above {bars.within_auroc:.2f}{better}")
     needed = ceil(n_questions * max(factor for _, factor in undecided))
     known = needed <= MOST_QUESTIONS
-    wanted = f"about {needed:,} such questions would decide" if known else "no practicable number of questions would decide"
+    number = f"about {needed:,} such" if known else "no practicable number of"
     reasons = "; ".join(reason for reason, _ in undecided)
-    return Judgement("inconclusive", f"{measured}: {reasons}; {wanted}", needed if known else None)
+    reason = f"{measured}: {reasons}; {number} questions would decide"
+    return Judgement("inconclusive", reason, needed if known else None)
 
 
 def too_few(n_questions: int, n_mixed: int, bars: Thresholds, all_alike: str | None = None) -> str:
@@ -97,8 +99,8 @@ def _against(judged: ScoreRow, baselines: Sequence[ScoreRow], p_value: float, ba
         reasons.append(f"AUROC within a question {words(within)} lies below {bars.within_auroc:.2f}")
     elif p_value > 0.05 and powered:
         reasons.append(
-            f"AUROC within a question {words(within)} cannot be told from chance (permutation p = {p_value:.2f}), though "
-            f"these questions would have shown {bars.detectable:.2f}"
+            f"AUROC within a question {words(within)} cannot be told from chance (permutation p = {p_value:.2f}), "
+            f"though these questions would have shown {bars.detectable:.2f}"
         )
     for row in baselines:
         if row.difference is not None and row.difference.high <= 0:

@@ -1,12 +1,13 @@
 """Every statistic of the library: AUROC over all and within questions, bootstrap by question, permutation, paired test.
 
-Questions, not answers, are the independent unit: every interval resamples whole questions (cluster bootstrap, percentile).
-A statistic is written as a function of how often each question was drawn, so that 2,000 draws are a few matrix products.
+Questions, not answers, are the independent unit: every interval resamples whole questions (cluster bootstrap,
+percentile). A statistic is a function of how often each question was drawn, so that 2,000 draws are a few matrix
+products.
 
 The within-question AUROC is the chance that, of a right and a wrong answer to the *same* question drawn from all such
-pairs, the right one scores higher (ties count half). Weighting by pairs, not by questions, is deliberate: a group with k
-of G right has k (G - k) pairs, which is also its weight in a GRPO step whose advantages are centred and not divided by the
-group's standard deviation; and it is less noisy. NaN stands for "undefined": a single class, or no mixed question.
+pairs, the right one scores higher (ties count half). Weighting by pairs, not by questions, is deliberate: a group with
+k of G right has k (G - k) pairs, which is also its weight in a GRPO step whose advantages are centred and not divided
+by the group's standard deviation; and it is less noisy. NaN stands for "undefined": one class, or no mixed question.
 """
 
 from __future__ import annotations
@@ -115,8 +116,11 @@ def ratio(numerator_Q: Array, denominator_Q: Array) -> Statistic:
 
 
 def auroc_statistic(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> Statistic:
-    """AUROC over all answers as a function of multiplicities: c W c / (c r)(c w), with W[q, s] the wins of right answers to
-    q over wrong answers to s, and r, w the right and wrong answers a question. Equal to resampling the rows themselves."""
+    """AUROC over all answers, equal to resampling the rows themselves.
+
+    With multiplicities c it is c W c / (c r)(c w): W[q, s] are the wins of right answers to q over wrong answers to s,
+    and r, w the numbers of right and wrong answers by question.
+    """
     values, right = _checked(scores, labels, groups)
     code, n_groups = _codes(groups)
     wins_QQ = _wins_between(values, right, code, n_groups)
@@ -136,8 +140,7 @@ def cluster_bootstrap(
 ) -> Interval:
     """Percentile interval over resamples of `n_groups` questions with replacement.
 
-    The same seed draws the same questions, so that a difference of two statistics is a paired one. Resamples in which the
-    statistic is undefined are left out.
+    The same seed draws the same questions. Resamples in which the statistic is undefined are left out.
     """
     value = float(statistic(np.ones((1, n_groups)))[0])
     if isnan(value):
@@ -187,8 +190,8 @@ def accuracy_interval(
 ) -> Interval:
     """Share of right answers, with an interval clustered by question.
 
-    Where every question has the same accuracy (all right, all wrong) a bootstrap has no spread and would claim certainty:
-    then the interval is Wilson's with questions as trials.
+    Where every question has the same accuracy (all right, all wrong) a bootstrap has no spread and would claim
+    certainty: then the interval is Wilson's with questions as trials.
 
     Raises:
         InputError: if there are no answers.
@@ -197,7 +200,8 @@ def accuracy_interval(
     if not len(right):
         raise InputError("responses: there are none to take an accuracy of")
     code, n_groups = _codes(groups)
-    right_Q, n_Q = np.bincount(code, right, n_groups), np.bincount(code).astype(np.float64)
+    right_Q = np.bincount(code, right, n_groups).astype(np.float64)
+    n_Q = np.bincount(code).astype(np.float64)
     interval = cluster_bootstrap(ratio(right_Q, n_Q), n_groups, draws=draws, seed=seed, level=level)
     if np.ptp(right_Q / n_Q) > 0:
         return interval

@@ -23,8 +23,8 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     LoRA and its kin live inside the model's own linear layers, so the unwrapped model still runs with the adapter.
 
     Raises:
-        InputError: for adapters that add virtual tokens (prompt and prefix tuning), which would shift every position, and for
-            anything that is not a transformers model.
+        InputError: for adapters that add virtual tokens (prompt and prefix tuning), which would shift every position,
+            and for anything that is not a transformers model.
     """
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     if isinstance(inner, PeftModel):
@@ -33,7 +33,8 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             raise InputError(f"adapter: {kind} adds virtual tokens, which shift every position; use LoRA or its kin")
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
-        raise InputError(f"model: {type(model).__name__} holds no transformers model; pass a PreTrainedModel or a PeftModel")
+        kind = type(model).__name__
+        raise InputError(f"model: {kind} holds no transformers model; pass a PreTrainedModel or a PeftModel")
     return inner
 
 
@@ -48,7 +49,8 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     for name in BLOCK_LISTS:
         if isinstance(children.get(name), nn.ModuleList):
             return children[name]
-    raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {' or '.join(BLOCK_LISTS)}; it is not supported")
+    names = " or ".join(BLOCK_LISTS)
+    raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {names}; it is not supported")
 
 
 def n_blocks(model: nn.Module) -> int:
@@ -75,7 +77,7 @@ def context_length(model: nn.Module) -> int | None:
 
 def vocabulary_size(model: nn.Module) -> int:
     """Rows of the embedding matrix: token ids go from 0 to one less."""
-    return int(unwrap(model).get_input_embeddings().weight.shape[0])
+    return int(unwrap(model).get_input_embeddings().get_parameter("weight").shape[0])
 
 
 def check_layer(model: nn.Module, layer: int) -> None:

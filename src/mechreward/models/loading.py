@@ -1,7 +1,7 @@
 """Loading a policy and its tokenizer: Hugging Face folders and ids, GGUF files, multimodal checkpoints, PEFT adapters.
 
-Everything is loaded through transformers' and PEFT's own loaders, from safetensors only; there is no code of ours for any
-format. A GGUF file is dequantised to `dtype` by transformers; tokenizer and chat template come out of the same file.
+Everything goes through transformers' and PEFT's own loaders; no pickle is read. A GGUF file is dequantised to `dtype`
+by transformers; tokenizer and chat template come out of the same file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -63,17 +66,32 @@ def load_model(
         raise InputError(f"dtype: {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     target = _check_device(device)
     source, gguf_file = _locate(str(name_or_path), gguf_file)
-    extra = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        config = AutoConfig.from_pretrained(source, **extra)
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-        model = _auto_class(config).from_pretrained(source, dtype=DTYPES[dtype], **extra)
-    except OSError as error:
-        raise InputError(f"model: cannot load {name_or_path} ({_first_line(error)}); name a model folder or id") from error
+    policy, tokenizer = _load(source, gguf_file, DTYPES[dtype])
     if adapter is not None:
-        model = _add_adapter(model, str(adapter))
+        policy = _add_adapter(policy, str(adapter))
     _prepare_tokenizer(tokenizer, str(name_or_path))
-    return LoadedModel(model.to(target).eval(), tokenizer, str(name_or_path))
+    cast(nn.Module, policy).to(target)
+    return LoadedModel(policy.eval(), tokenizer, str(name_or_path))
+
+
+def _load(
+    source: str, gguf_file: str | None, dtype: torch.dtype
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    # A GGUF file is a format of its own; everywhere else weights that are pickled are refused.
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    weights: dict[str, Any] = {} if gguf_file else {"use_safetensors": True}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        auto_class = _auto_class(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = auto_class.from_pretrained(source, dtype=dtype, **options, **weights)
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        what = f"{source}/{gguf_file}" if gguf_file else source
+        why = f"cannot load {what} ({_first_line(error)})"
+        raise InputError(f"model: {why}; name a whole model folder or id") from error
+    return model, tokenizer
 
 
 def _check_device(device: str) -> torch.device:
@@ -90,7 +108,7 @@ def _locate(name: str, gguf_file: str | None) -> tuple[str, str | None]:
     """Folder (or id) and GGUF file; a path ending in .gguf is taken apart, a path that is not there is an error."""
     if name.endswith(".gguf"):
         if gguf_file is not None:
-            raise InputError(f"gguf_file: {gguf_file} is given though the model {name} is a GGUF file already; give one")
+            raise InputError(f"gguf_file: {gguf_file} is given though {name} is a GGUF file already; give one of them")
         name, gguf_file = str(Path(name).parent), Path(name).name
     if _looks_local(name) and not Path(name).is_dir():
         raise InputError(f"model: there is no folder {name}; name a model folder, a .gguf file or a Hugging Face id")
@@ -115,23 +133,22 @@ def _auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[A
     raise InputError(f"model: {config.model_type} is not a decoder language model; name a causal or multimodal one")
 
 
-def _add_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
+def _add_adapter(model: PreTrainedModel | PeftModel, adapter: str) -> PeftModel:
     if _looks_local(adapter) and not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"adapter: there is no adapter_config.json in {adapter}; name the folder of a PEFT adapter")
     try:
         config = PeftConfig.from_pretrained(adapter)
         config.inference_mode = True
-        peft_model = get_peft_model(model, config)
-        # `PeftModel.from_pretrained` would do, but it drops this result: weights for blocks the model has not go unnoticed.
+        peft_model = PeftModel(unwrap(model), config)
+        # `PeftModel.from_pretrained` drops this result, and weights for blocks the model lacks would go unnoticed.
         result = peft_model.load_adapter(adapter, "default")
     except (ValueError, RuntimeError, OSError) as error:
         # PEFT raises ValueError for modules it cannot find and RuntimeError for weights of another shape.
         raise InputError(f"adapter: {adapter} does not fit the model ({_first_line(error)})") from error
     strangers = [*result.missing_keys, *result.unexpected_keys]
     if strangers:
-        raise InputError(
-            f"adapter: {adapter} belongs to another model; {len(strangers)} of its weights have no match, the first is {strangers[0]}"
-        )
+        count = f"{len(strangers)} weights have no match, the first is {strangers[0]}"
+        raise InputError(f"adapter: {adapter} was made for another model ({count}); name one made for this")
     unwrap(peft_model)
     return peft_model
 

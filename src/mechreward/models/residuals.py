@@ -1,12 +1,12 @@
 """The residual stream of completions, read by one teacher-forced forward that stops after the block it needs.
 
-Alignment: `h_t` is the state *after* the model has read completion token t, so it sits at position `len(prompt) + t` of the
-forward over prompt ids + completion ids. During generation the last sampled token is never fed back and has no state; here
-it has one. Token ids go in as they were sampled; nothing is tokenised again.
+Alignment: `h_t` is the state *after* the model has read completion token t, so it sits at position `len(prompt) + t` of
+the forward over prompt ids + completion ids. During generation the last sampled token is never fed back and has no
+state; here it has one. Token ids go in as they were sampled; nothing is tokenised again.
 
-Padding is on the right: under causal attention no real token sees what comes after it, and every row starts at position 0
-even in models that do not derive positions from the attention mask (GPT-2's would be shifted by pads on the left). So a row's
-states do not depend on the rows it shares a batch with.
+Padding is on the right: under causal attention no real token sees what comes after it, and every row starts at position
+0 even in models that do not derive positions from the attention mask (GPT-2's would be shifted by pads on the left).
+So a row's states do not depend on the rows it shares a batch with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class ResidualBatch:
-    """The states of some rows: `rows` are their places in the input lists, completions padded on the right with zeros."""
+    """States of some rows: `rows` are their places in the input lists; zeros pad completions on the right."""
 
     rows: list[int]
     h_BTD: Float[Tensor, "b t d"]
@@ -50,7 +50,7 @@ class ResidualBatch:
 def capture_block(model: nn.Module, layer: int, stop: bool = True) -> Iterator[Capture]:
     """Catches the output of block `layer` of a forward run inside the `with`.
 
-    With `stop` the forward ends right after the block, and with it the body of the `with`: put nothing after the forward.
+    With `stop` the forward ends right after the block, and with it the body of the `with`: put nothing behind it there.
 
     Example:
         >>> with capture_block(model, 2) as capture:  # doctest: +SKIP
@@ -90,8 +90,8 @@ def iter_residuals(
         batch_size: rows a forward.
 
     Raises:
-        InputError: at once for lists that do not match, empty completions, ids outside the vocabulary, rows longer than the
-            context or a layer out of range; on the way for a state that is NaN or infinite.
+        InputError: at once for lists that do not match, empty completions, ids outside the vocabulary, rows longer than
+            the context or a layer out of range; on the way for a state that is NaN or infinite.
     """
     _check_rows(model, prompt_ids, completion_ids, batch_size)
     check_layer(model, layer)
@@ -101,9 +101,9 @@ def iter_residuals(
 def read_residuals(
     model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layer: int, batch_size: int = 32
 ) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-    """All rows of `iter_residuals` in input order: `h_BTD` (zeros beyond a completion's end) and the completion mask `mask_BT`.
+    """All rows of `iter_residuals` in input order: `h_BTD`, zero beyond a completion's end, and the mask `mask_BT`.
 
-    T is the longest completion. Holds everything in memory; stream with `iter_residuals` when that is too much.
+    T is the longest completion. Everything is held in memory; stream with `iter_residuals` when that is too much.
     """
     batches = iter_residuals(model, prompt_ids, completion_ids, layer, batch_size)
     longest = max(len(row) for row in completion_ids)
@@ -122,8 +122,8 @@ def norm_outliers(
 ) -> Bool[Tensor, "b t"]:
     """`mask_BT` without tokens whose norm exceeds `factor` times the median norm of all masked tokens.
 
-    A few tokens (BOS, sometimes the first delimiter) carry norms far above the rest (Sun et al. 2024, "Massive activations in
-    large language models"); every mean they enter is theirs alone. Drop BOS by its id as well: here it may be in no row.
+    A few tokens (BOS, sometimes the first delimiter) carry norms far above the rest (Sun et al. 2024, "Massive
+    activations in large language models"), and a mean they enter is theirs alone. `factor` is in units of the median.
     """
     if not mask_BT.any():
         return mask_BT.clone()
@@ -189,11 +189,12 @@ def _check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_si
     for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         if not len(completion):
             raise InputError(f"completion_ids: row {row} has no tokens; leave such rows out")
-        length, highest, lowest = len(prompt) + len(completion), max(*prompt, *completion, 0), min(*prompt, *completion, 0)
-        if context is not None and length > context:
-            raise InputError(f"completion_ids: row {row} is {length} tokens with its prompt; the model reads at most {context}")
-        if highest >= vocabulary or lowest < 0:
-            stray = highest if highest >= vocabulary else lowest
+        ids = [*prompt, *completion]
+        if context is not None and len(ids) > context:
+            size = f"{len(ids)} tokens with its prompt"
+            raise InputError(f"completion_ids: row {row} has {size}; the model reads at most {context}")
+        stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
+        if stray is not None:
             raise InputError(f"completion_ids: row {row} holds token {stray}; the model knows 0 to {vocabulary - 1}")
 
 
@@ -202,4 +203,5 @@ def _check_finite(h_BTD: Float[Tensor, "b t d"], rows: list[int], layer: int) ->
     if bad_BT.any():
         place, token = bad_BT.nonzero()[0].tolist()
         kind = "NaN" if h_BTD[place, token].isnan().any() else "infinite"
-        raise InputError(f"residual: the state after block {layer} is {kind} at row {rows[place]}, completion token {token}")
+        where = f"row {rows[place]}, completion token {token}"
+        raise InputError(f"residual: the state after block {layer} is {kind} at {where}; check weights and dtype")

@@ -43,6 +43,8 @@ class Run:
     """By stage: `baseline`, `known`, `final-<arm>`."""
     features: pd.DataFrame | None
     pack: dict[str, Any] | None
+    sae: dict[str, Any] | None
+    """Quality of an SAE that the run trained: fvu, l0, dead_share."""
     gate: dict[str, Any] | None
     train: pd.DataFrame | None
     """The `train` rows of metrics.jsonl."""
@@ -82,6 +84,7 @@ def read_run(run_dir: str | Path) -> Run:
         responses=_responses(folder / "responses"),
         features=_table(folder / "features.parquet"),
         pack=_json(folder / "pack.json"),
+        sae=_json(folder / "sae.json"),
         gate=_json(folder / "gate1.json"),
         train=_of_kind(metrics, "train"),
         evals=_of_kind(metrics, "eval"),
@@ -155,4 +158,9 @@ def _metrics(path: Path) -> list[dict[str, Any]] | None:
 
 def _of_kind(rows: list[dict[str, Any]] | None, kind: str) -> pd.DataFrame | None:
     chosen = [row for row in rows or [] if row["kind"] == kind]
-    return pd.DataFrame(chosen) if chosen else None
+    if not chosen:
+        return None
+    frame = pd.DataFrame(chosen)
+    # A resumed run may log a step again: the last row stands.
+    keys = ["arm", "step"] + ["seed"] * ("seed" in frame)
+    return frame.drop_duplicates(keys, keep="last", ignore_index=True)

@@ -6,71 +6,72 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+Number = float | int
 MISSING = "–"
 ARM_LABELS = {"outcome": "outcome only", "dense": "outcome + dense"}
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Number | None, digits: int = 3) -> str:
     """Fixed decimals: `0.842`. None and NaN are a dash."""
     if value is None or math.isnan(value):
         return MISSING
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed(value: Number | None, digits: int = 3) -> str:
     """Fixed decimals with a sign: `+0.120`, `−0.031`."""
     if value is None or math.isnan(value):
         return MISSING
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def general(value: float | None) -> str:
+def general(value: Number | None) -> str:
     """Four significant digits, for numbers of unknown size: `1e-05`, `12.35`."""
     return MISSING if value is None or math.isnan(value) else f"{value:.4g}".replace("-", "−")
 
 
-def count(value: float | None) -> str:
+def count(value: Number | None) -> str:
     """A whole number with thousands apart: `12,800`."""
     return MISSING if value is None or math.isnan(value) else f"{int(value):,}"
 
 
-def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+def interval(low: Number | None, high: Number | None, digits: int = 3) -> str:
     """`[0.790, 0.886]`; a dash if either end is missing."""
     ends = number(low, digits), number(high, digits)
     return MISSING if MISSING in ends else f"[{ends[0]}, {ends[1]}]"
 
 
-def percent(share: float | None) -> str:
+def percent(share: Number | None) -> str:
     """A share as `51.5%`."""
     return MISSING if share is None or math.isnan(share) else f"{100 * share:.1f}%"
 
 
-def percent_interval(low: float | None, high: float | None) -> str:
+def percent_interval(low: Number | None, high: Number | None) -> str:
     """Ends of an interval of shares: `47.8 to 55.2%`."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return MISSING
     return f"{100 * low:.1f} to {100 * high:.1f}%"
 
 
-def points(difference: float | None) -> str:
+def points(difference: Number | None) -> str:
     """A difference of shares in percentage points: `+4.2`."""
     return signed(None if difference is None else 100 * difference, 1)
 
 
-def points_interval(low: float | None, high: float | None) -> str:
+def points_interval(low: Number | None, high: Number | None) -> str:
     """Ends of an interval of differences, in percentage points: `+0.4 to +8.1`."""
     ends = points(low), points(high)
     return MISSING if MISSING in ends else f"{ends[0]} to {ends[1]}"
 
 
-def p_value(value: float | None) -> str:
+def p_value(value: Number | None) -> str:
     """`p = 0.032`, `p < 0.001`."""
     if value is None or math.isnan(value):
         return f"p {MISSING}"
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: Number | None) -> str:
     """`48 s`, `2 min 31 s`, `3 h 05 min`."""
     if seconds is None:
         return MISSING

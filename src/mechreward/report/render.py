@@ -54,6 +54,7 @@ def render(run: Run) -> str:
         headline=verdict.headline(run),
         cards=verdict.arm_cards(run),
         stages=verdict.stages(run),
+        between_line=verdict.between_line(run),
         baseline_line=verdict.baseline_line(run),
         facts=verdict.facts(run),
         arms=run.arms,

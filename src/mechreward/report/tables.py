@@ -175,8 +175,8 @@ def _response_cells(frame: pd.DataFrame) -> tuple[str, ...]:
     return (
         f.count(len(share)),
         f.count(len(frame)),
-        f.count(right.sum()),
-        f.count(((share > 0) & (share < 1)).sum()),
+        f.count(int(right.sum())),
+        f.count(int(((share > 0) & (share < 1)).sum())),
         f.number(float(frame["completion_ids"].map(len).mean()), 1),
-        f.count((frame["finish"] == "length").sum()) if "finish" in frame else f.MISSING,
+        f.count(int((frame["finish"] == "length").sum())) if "finish" in frame else f.MISSING,
     )

@@ -3,6 +3,7 @@ is empty. Colours follow the paired interval, never the wording: above zero good
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ class Headline:
     text: str
     detail: str
     tone: str
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict's sentences, each for a line of its own."""
+        return re.split(r"(?<=[.!?])\s+(?=[A-Z])", self.text)
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,11 @@ def headline(run: Run) -> Headline:
     """The verdict of results.json where there is one; otherwise where the run stopped, and why."""
     verdict = (run.results or {}).get("verdict")
     gate = run.gate["verdict"] if run.gate else None
-    if verdict:
+    if verdict and arm_cards(run):
         return Headline(_sentence(verdict), _gate_line(run), _tone(run, gate))
+    if verdict:  # It was not trained: "what happened: why", the gate's reason being part of the why.
+        what, _, why = verdict.partition(": ")
+        return Headline(_sentence(what), _sentence(why), _tone(run, gate))
     if gate is None:
         return Headline("Unfinished: Gate 1 was not reached.", "Nothing can be said about the reward yet.", "neutral")
     if gate != "pass" and run.train is None:
@@ -93,10 +102,19 @@ def _card(name: str, arm: dict[str, Any]) -> ArmCard:
     )
 
 
-def _interval_tone(low: float | None, high: float | None) -> str:
+def _interval_tone(low: f.Number | None, high: f.Number | None) -> str:
     if low is None or high is None:
         return "neutral"
     return "good" if low > 0 else "bad" if high < 0 else "neutral"
+
+
+def between_line(run: Run) -> str:
+    """The two arms against each other, question by question after training; empty with one arm."""
+    paired = (run.results or {}).get("dense_minus_outcome")
+    if not paired:
+        return ""
+    change = f"{f.points(paired['difference'])} points ({f.points_interval(paired['low'], paired['high'])})"
+    return f"{f.arm_label('dense')} against {f.arm_label('outcome')}: {change}, {f.p_value(paired['p_value'])}"
 
 
 def stages(run: Run) -> list[tuple[str, bool]]:
@@ -140,6 +158,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Task", config.get("questions")),
         ("Questions", _split_counts(run)),
         ("SAE", _sae_words(pack)),
+        ("SAE quality", _quality_words(run.sae)),
         ("Pack", _pack_words(pack)),
         ("Arms", ", ".join(map(f.arm_label, run.arms)) or None),
         ("Seed", (run.manifest or {}).get("seed", config.get("seed"))),
@@ -162,6 +181,12 @@ def _sae_words(pack: dict[str, Any]) -> str | None:
         return None
     name = " / ".join(part for part in (sae.get("release"), sae.get("sae_id")) if part)
     return f"{name}, block {sae['layer']}, {sae['d_model']} → {f.count(sae['d_sae'])}"
+
+
+def _quality_words(sae: dict[str, Any] | None) -> str | None:
+    if sae is None:
+        return None
+    return f"FVU {f.number(sae['fvu'])}, L0 {f.number(sae['l0'], 1)}, dead {f.percent(sae['dead_share'])}"
 
 
 def _pack_words(pack: dict[str, Any]) -> str | None:

@@ -98,9 +98,7 @@ class CompositeReward:
         assert isinstance(reward, OutcomeReward)
         gap = self.weights[found[0]] * (reward.true_reward - reward.false_reward)
         if gap <= 0:
-            raise InputError(
-                f"weights: a right answer is worth {gap} more than a wrong one; 'bounded' needs more than 0"
-            )
+            raise InputError(f"weights: right is worth {gap} more than wrong; mode 'bounded' needs more than 0")
         return found[0], gap
 
 

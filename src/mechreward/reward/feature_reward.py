@@ -249,5 +249,7 @@ def _check_finite(h_BTD: Tensor, mask_BT: Tensor) -> None:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)
+    encoded: Any = tokenizer.apply_chat_template(
+        list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     return list(encoded["input_ids"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,8 +73,9 @@ def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan) -> None:
     seen_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=model.device)
     new_tokens = max(map(plan.room, rows))
     logprobs = _LogProbs()
+    generate: Callable[..., Tensor] = cast(Any, model).generate
     with _plain_defaults(model):
-        sequences_BS = model.generate(
+        sequences_BS = generate(
             input_ids=ids_BS,
             attention_mask=seen_BS,
             generation_config=plan.generation_config(new_tokens),
@@ -127,7 +129,7 @@ class _EnoughEnded(StoppingCriteria):
         self.width = width
         self.few = len(rows) // 2 if len(rows) >= SPLIT_FROM else 0
 
-    def __call__(self, input_ids: Int[Tensor, "b s"], scores: object, **_: object) -> Bool[Tensor, " b"]:  # noqa: ARG002
+    def __call__(self, input_ids: Int[Tensor, "b s"], _scores: object, **_: object) -> Bool[Tensor, " b"]:
         drawn = input_ids.shape[1] - self.width
         self.open_B &= ~torch.isin(input_ids[:, -1], self.eos_ids) & (drawn < self.room_B)
         return torch.ones_like(self.open_B) if self.open_B.sum() <= self.few else ~self.open_B

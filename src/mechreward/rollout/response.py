@@ -71,7 +71,7 @@ def load_responses(path: str | Path) -> list[Response]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"responses: {path} is not a whole Parquet file; write it again with save_responses") from error
+        raise InputError(f"responses: {path} is not a whole Parquet file; write it with save_responses") from error
     lacking = [field.name for field in fields(Response) if field.name not in table.column_names]
     if lacking:
         raise InputError(f"responses: {path} has no column {lacking[0]}; it needs {', '.join(SCHEMA.names)}")

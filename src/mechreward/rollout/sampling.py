@@ -1,13 +1,14 @@
 """Sampling G responses a question with transformers' `generate`, token ids and log-probabilities kept.
 
 Choices:
-- Log-probabilities are gathered while sampling, from the logits each token was drawn from (before temperature and top-p), so
-  they cost no second forward and one step's [B, V] of memory, never [B, T, V].
-- Rows are taken in the order of their length, so that a batch has little padding and ends at about one time. When half of a
-  batch has ended, the other half goes back to the queue and joins rows like it, its tokens so far as part of the prompt:
-  ended rows do not keep computing. What is drawn next depends only on the prefix, so the distribution is that of plain sampling.
+- Log-probabilities are gathered while sampling, from the logits each token was drawn from (before temperature and
+  top-p), so they cost no second forward and one step's [B, V] of memory, never [B, T, V].
+- Rows are taken in the order of their length, so that a batch has little padding and ends at about one time. When half
+  of a batch has ended, the other half goes back to the queue and joins rows like it, its tokens so far as part of the
+  prompt: ended rows do not keep computing. What is drawn next depends only on the prefix, so the distribution stays
+  the same.
 - A static cache without compilation: a growing one copies itself at every step, which took most of the time on a CPU.
-- The model's own generation defaults (top-k 50, repetition penalty, ...) are set aside: samples come from the policy itself.
+- The model's own generation defaults (top-k 50, repetition penalty, ...) are set aside: the policy itself is sampled.
 """
 
 from __future__ import annotations
@@ -139,4 +140,5 @@ def _check_prompts(
             longest = f"{len(prompt)} prompt tokens + {max_new_tokens} new ones"
             raise InputError(f"questions: {question.id} needs {longest}; the model reads at most {context}")
         if max(prompt) >= vocabulary:
-            raise InputError(f"tokenizer: it gave token {max(prompt)} for {question.id}; the model knows 0 to {vocabulary - 1}")
+            stray = f"token {max(prompt)} for {question.id}"
+            raise InputError(f"tokenizer: it gave {stray}; the model knows 0 to {vocabulary - 1}; use the model's own")

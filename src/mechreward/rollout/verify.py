@@ -16,8 +16,8 @@ def verify_responses(
 ) -> list[Response]:
     """Copies of the responses with `correct`, `lenient`, `extracted` and `reason` from the verifier's verdict.
 
-    The verifier is called as `(prompt, completion, answer)`. A text that runs into another question is cut before it, so that
-    also a verifier of one's own never judges an answer to a question nobody asked.
+    The verifier is called as `(prompt, completion, answer)`. A text that runs into another question is cut before it,
+    so that also a verifier of one's own never judges an answer to a question nobody asked.
 
     Raises:
         InputError: if a response belongs to none of the questions, or two questions share an id.

@@ -85,7 +85,7 @@ def _open(
     kind, _, name = source.partition(":")
     if kind == "reasoning-gym":
         return reasoning_gym_rows(name, options, seed=seed, limit=limit), Columns(id="id")
-    if not _is_file(source) and (Path(source).is_dir() or _HUB_ID.fullmatch(source)) and kind != "tiny":
+    if _is_dataset(source):
         return hub_rows(source, options, split=split), columns
     if options:
         raise InputError(
@@ -100,6 +100,10 @@ def _open(
         f"source: {source!r} is none of the kinds there are; allowed are a .jsonl, .csv or .parquet file, tiny:easy, "
         "tiny:long, reasoning-gym:NAME and a Hugging Face dataset id"
     )
+
+
+def _is_dataset(source: str) -> bool:
+    return not _is_file(source) and (_HUB_ID.fullmatch(source) is not None or (source != "" and Path(source).is_dir()))
 
 
 def _is_file(source: str) -> bool:

@@ -69,7 +69,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     raise InputError(f"source: line {reader.line_num} of {path} has more cells than its header")
                 yield Row(f"line {reader.line_num} of {path}", values)
         except csv.Error as error:
-            raise InputError(f"source: line {reader.line_num} of {path} is not valid CSV ({error})") from error
+            raise InputError(f"source: line {reader.reader.line_num} of {path} is not valid CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -180,9 +180,9 @@ def write_chain(problem: Problem, flips: tuple[bool, ...]) -> str:
     return " ".join([*sentences, f"#### {count}"])
 
 
-def draw_flips(problem: Problem, rng: random.Random) -> tuple[bool, ...]:
-    """One fair coin a day."""
-    return tuple(rng.random() < 0.5 for _ in problem.days)
+def draw_flips(problem: Problem, rng: random.Random, coin: float = 0.5) -> tuple[bool, ...]:
+    """One coin a day; heads, with probability `coin`, reads it backwards."""
+    return tuple(rng.random() < coin for _ in problem.days)
 
 
 _SENTENCE = re.compile(r"[^.]+ \.|#### -?\d+")

@@ -69,13 +69,15 @@ class RewardParts:
 
 def load_outcome_rms(state: TrainerState) -> float:
     """RMS of the last outcome advantages that had a spread, from the trainer state; 1 at the start."""
-    saved = state.stateful_callbacks.get(_STATE_KEY)
+    kept: Any = state.stateful_callbacks
+    saved = kept.get(_STATE_KEY)
     return 1.0 if saved is None else float(saved["attributes"]["outcome_rms"])
 
 
 def save_outcome_rms(state: TrainerState, outcome_rms: float) -> None:
     """Keeps the one number carried from batch to batch where every checkpoint keeps it: in the trainer state."""
-    state.stateful_callbacks[_STATE_KEY] = {"args": {}, "attributes": {"outcome_rms": outcome_rms}}
+    kept: Any = state.stateful_callbacks
+    kept[_STATE_KEY] = {"args": {}, "attributes": {"outcome_rms": outcome_rms}}
 
 
 def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardParts:

@@ -6,8 +6,8 @@ makes outcome advantages as ever; then one teacher-forced forward, stopped after
 stream of the finished completions, and `reward.credit` makes A_BT = A_outcome[:, None] + A_dense_BT, a shape that TRL's
 loss accepts.
 
-Rows are read in evaluation mode and without TRL's left padding, through `models.iter_residuals`, as the gate does. Tool output and
-padding get no credit. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's.
+Rows are read in evaluation mode and without TRL's left padding, through `models.iter_residuals`, as the gate does. Tool
+output and padding get no credit. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         loss_mask_BT = _loss_mask(out)
         if self.dense_rewards:
             reward_BT, readable_BT = self._read(out, mode)
@@ -119,6 +119,10 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if self._on_rollouts is not None and mode == "train":
             self._on_rollouts(self._sample(inputs, out, reward_BT, readable_BT & loss_mask_BT))
         return out
+
+    def _mode(self) -> str:
+        policy: Any = self.model
+        return "train" if policy.training else "eval"
 
     def _read(self, out: dict[str, Any], mode: str) -> tuple[Tensor, Tensor]:
         """The weighted sum of all dense rewards a token, and the tokens that all of them could read."""
@@ -155,6 +159,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     def _advantages(
         self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor, loss_mask_BT: Tensor, mode: str
     ) -> Advantages:
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
         step_end_BT = self._step_ends(out["completion_ids"]) if self.dense.credit == "step" else None
         credit_BT = token_credit(reward_BT, mask_BT, self.dense.credit, self.dense.gamma, step_end_BT)
         return dense_advantages(
@@ -162,7 +167,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             credit_BT,
             mask_BT,
             loss_mask_BT,
-            group_size=self.num_generations if mode == "train" else self.num_generations_eval,
+            group_size=int(group_size or 1),
             weight=self.dense_share,
             last_outcome_rms=load_outcome_rms(self.state),
         )
@@ -198,9 +203,10 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         count = min(self.dense.sample_rollouts, total)
         # The offset moves on each step so that not every sample is the first of its group.
         rows = sorted({(i * total // count + self.state.global_step) % total for i in range(count)}) if count else []
+        logs: Any = self._logs
         completions = _unpadded(out["completion_ids"], out["completion_mask"])
-        scalars = [list(self._logs["rewards"][name])[-total:] for name in self.reward_func_names]
-        texts = list(self._logs["completion"])[-total:]
+        scalars = [list(logs["rewards"][name])[-total:] for name in self.reward_func_names]
+        texts = list(logs["completion"])[-total:]
         pooled_B = pool(reward_BT, mask_BT, "mean").tolist()
         return Rollouts(
             step=self.state.global_step + 1,
@@ -235,10 +241,10 @@ def check_host(args: GRPOConfig | None) -> None:
         return
     if args.importance_sampling_level != "token":
         raise InputError(
-            f"importance_sampling_level: {args.importance_sampling_level!r} spreads each token's advantage over its whole "
-            "completion; dense rewards need 'token'"
+            f"importance_sampling_level: {args.importance_sampling_level!r} spreads each token's advantage over its "
+            "whole completion; dense rewards need 'token'"
         )
-    if args.num_generations < 2:
+    if args.num_generations is not None and args.num_generations < 2:
         raise InputError(f"num_generations: {args.num_generations}; a group needs at least 2 completions")
     if args.use_liger_kernel and "compute_liger_loss" in vars(GRPOTrainer):
         raise InputError("use_liger_kernel: True; this TRL's Liger loss takes no token advantages, set it to False")

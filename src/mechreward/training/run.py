@@ -109,8 +109,8 @@ def train_arm(
         arm: name in metrics and rollouts.
         metrics_path: metrics.jsonl, one row a step; None writes none.
         rollouts_path: rollouts.parquet; None writes none.
-        evaluate: called with the policy (in evaluation mode) and the step, every `config.eval_every` steps; on resuming,
-            not for steps up to the checkpoint's.
+        evaluate: called with the policy (in evaluation mode) and the step, every `config.eval_every` steps; on
+            resuming, not for steps up to the checkpoint's.
 
     Returns:
         The trained model in evaluation mode, with its LoRA adapter if it has one.
@@ -219,10 +219,11 @@ def _trainable(loaded: LoadedModel, config: TrainConfig) -> Any:
             if "lora_" in name:
                 parameter.requires_grad_(True)
         return model
-    if config.beta and not config.lora_rank and not Path(model.config.name_or_path).is_dir():
+    source = str(model.config.name_or_path or "")
+    if config.beta and not config.lora_rank and not Path(source).is_dir():
         raise InputError(
-            f"beta: {config.beta} with full fine-tuning loads the reference model from a folder, and "
-            f"{model.config.name_or_path!r} is none; use lora_rank or beta 0"
+            f"beta: {config.beta} with full fine-tuning loads the reference model from a folder, and {source!r} is none; "
+            "use lora_rank or beta 0"
         )
     return model.requires_grad_(True)
 

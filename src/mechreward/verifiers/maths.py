@@ -27,7 +27,7 @@ from mechreward.verifiers.number import parse_number
 from mechreward.verifiers.text import Gold, answer_text, gold_text
 from mechreward.verifiers.verdict import Verdict
 
-TIME_LIMIT = 5
+TIME_LIMIT = 5.0
 """Seconds of processor time one comparison may take."""
 LONGEST = 1000
 """Characters of the longest strict answer that is compared; longer ones are different."""
@@ -59,19 +59,19 @@ def math(prompt: object, completion: object, answer: Gold = None) -> Verdict:
     gold = gold_text(prompt, answer)
     text = answer_text(completion)
     extracted, same, reason = _judge_strictly(gold, find_marked(text))
-    # What was too slow once would be again.
+    # What was too slow or too long once would be again.
     lenient = bool(text.strip()) and same is not None and bool(_compare(gold, text))
     return Verdict(bool(same), extracted, reason, lenient)
 
 
 def _judge_strictly(gold: str, marked: Marked | None) -> tuple[str | None, bool | None, str]:
-    """What was extracted, whether it equals the gold (None: not told in time), and the reason."""
+    """What was extracted, whether it equals the gold (None: could not be told), and the reason."""
     if marked is None:
         return None, False, "no answer marker"
     if not marked.text:
         return None, False, "nothing at the marker"
     if len(marked.text) > LONGEST:
-        return marked.text[:LONGEST], False, "answer too long"
+        return marked.text[:LONGEST], None, "answer too long"
     same = _same(gold, marked)
     return marked.text, same, {True: "match", False: "different answer", None: "took too long to compare"}[same]
 

@@ -1,0 +1,113 @@
+"""What the model card states: accuracy, obedience to the two strategies, and where the strategy can be read.
+
+For each setting, responses are sampled at temperature 1 to problems never trained on. At every block and reading
+position a logistic probe is cross-fitted by question (five folds) and judged by its AUROC *within* questions, beside bag
+of words, length and mean log-probability on the same responses.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from mechreward.gates import bag_of_words, length, mean_logprob, within_question_auroc
+from mechreward.models import LoadedModel, iter_residuals, n_blocks
+from mechreward.rollout import Response, sample_responses
+from mechreward.tasks import Question
+from mechreward.tiny.world import Problem, Setting, label_chain, make_problem
+
+SAMPLES = 8
+POSITIONS = ("mean", "operator", "step end")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Responses to problems of one setting, with the truth about each."""
+
+    problems: dict[str, Problem]
+    responses: list[Response]
+    right: list[bool]
+    strategies: list[str]
+
+
+def sample_setting(loaded: LoadedModel, setting: Setting, n_questions: int, seed: int) -> Sampled:
+    """Eight responses each to fresh problems, labelled by the world."""
+    rng = random.Random(f"measure-{setting}-{seed}")
+    problems = {f"{setting}-{i}": make_problem(setting, rng) for i in range(n_questions)}
+    questions = [Question(id=name, prompt=p.prompt, answer=str(p.answer)) for name, p in problems.items()]
+    responses = sample_responses(loaded, questions, n=SAMPLES, max_new_tokens=192, seed=seed)
+    labels = [label_chain(problems[r.question_id], r.text) for r in responses]
+    return Sampled(problems, responses, [label.correct for label in labels], [label.strategy for label in labels])
+
+
+def behaviour(sampled: Sampled) -> dict[str, Any]:
+    """Accuracy, share of mixed questions, share of chains that follow a strategy to the letter."""
+    right = np.array(sampled.right).reshape(-1, SAMPLES)
+    return {
+        "n_questions": len(right),
+        "n_responses": right.size,
+        "accuracy": float(right.mean()),
+        "mixed_questions": float(((right.sum(1) > 0) & (right.sum(1) < SAMPLES)).mean()),
+        "follows_a_strategy": float(np.mean([strategy != "neither" for strategy in sampled.strategies])),
+    }
+
+
+def readability(loaded: LoadedModel, sampled: Sampled) -> dict[str, Any]:
+    """Within-question AUROC of text baselines, and of probes at every block and position."""
+    questions = [response.question_id for response in sampled.responses]
+    baselines = {
+        "mean log-probability": mean_logprob(sampled.responses),
+        "length": length(sampled.responses),
+        "bag of words": bag_of_words(sampled.responses),
+    }
+    scores = {name: within_question_auroc(s, sampled.right, questions) for name, s in baselines.items()}
+    probes = {}
+    for layer in range(n_blocks(loaded.model)):
+        pooled = pooled_states(loaded, sampled.responses, layer)
+        for position in POSITIONS:
+            probe_scores = cross_fitted(pooled[position], sampled.right, questions)
+            probes[f"block {layer}, {position}"] = within_question_auroc(probe_scores, sampled.right, questions)
+    return {"baselines": scores, "probes": probes, "best_probe": max(probes, key=lambda name: probes[name])}
+
+
+def pooled_states(loaded: LoadedModel, responses: Sequence[Response], layer: int) -> dict[str, NDArray[np.float32]]:
+    """Mean residual over all tokens, over operators, and over the full stops that end steps; [responses, D] each."""
+    ids = {position: _ids_at(loaded, position) for position in POSITIONS}
+    prompts, completions = [list(r.prompt_ids) for r in responses], [list(r.completion_ids) for r in responses]
+    pooled: dict[str, list[Any]] = {position: [None] * len(responses) for position in POSITIONS}
+    for batch in iter_residuals(loaded.model, prompts, completions, layer, batch_size=64):
+        for row, h_TD in zip(batch.rows, batch.h_BTD, strict=True):
+            for position in POSITIONS:
+                pooled[position][row] = _mean_at(h_TD, completions[row], ids[position])
+    return {position: np.stack(rows) for position, rows in pooled.items()}
+
+
+def _ids_at(loaded: LoadedModel, position: str) -> set[int]:
+    pieces = {"mean": [], "operator": ["▁+", "▁-"], "step end": ["▁."]}[position]
+    return set(loaded.tokenizer.convert_tokens_to_ids(pieces))
+
+
+def _mean_at(h_TD: Tensor, completion: list[int], wanted: set[int]) -> NDArray[np.float32]:
+    at = [t for t, token in enumerate(completion) if token in wanted] or list(range(len(completion)))
+    mean: NDArray[np.float32] = h_TD[at].mean(0).cpu().numpy()
+    return mean
+
+
+def cross_fitted(features: NDArray[np.float32], right: Sequence[bool], questions: Sequence[str]) -> NDArray[np.float64]:
+    """Scores of a logistic probe that has not seen the question it scores."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    folds = GroupKFold(5)
+    scores: NDArray[np.float64] = cross_val_predict(
+        probe, features, np.array(right), groups=np.array(questions), cv=folds, method="decision_function"
+    )
+    return scores

@@ -1,0 +1,44 @@
+"""Which training numbers are drawn, and what thinning keeps."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from mechreward.report.metrics import thinned, train_metrics
+
+
+def test_rewards_come_first_then_named_then_the_rest() -> None:
+    row = {"arm": "a", "seed": 0, "step": 1, "kind": "train", "epoch": 0.1, "zeta": 1.0, "kl": 0.1, "flag": True,
+           "rewards/style/mean": 0.3, "rewards/outcome_reward/mean": 0.2, "empty": None, "loss": 0.0}  # fmt: skip
+    found = train_metrics(pd.DataFrame([row]))
+    assert [(m.column, m.title, m.main) for m in found] == [
+        ("rewards/style/mean", "style", True),
+        ("rewards/outcome_reward/mean", "Outcome reward", True),
+        ("kl", "KL to the starting model", True),
+        ("loss", "loss", False),
+        ("zeta", "zeta", False),
+    ]
+
+
+def test_short_lines_keep_every_value_per_arm() -> None:
+    frame = pd.DataFrame({"arm": ["b", "a", "a"], "seed": 0, "step": [1, 2, 1], "kl": [9.0, None, 4.0]})
+    assert thinned(frame, "kl")[["arm", "step", "value", "trend"]].values.tolist() == [
+        ["b", 1, 9.0, 9.0],
+        ["a", 1, 4.0, 4.0],
+    ]
+
+
+def test_long_lines_become_300_means_and_a_moving_mean() -> None:
+    frame = pd.DataFrame({"arm": "a", "seed": 0, "step": range(1, 901), "kl": [1.0, 2.0, 6.0] * 300})
+    thin = thinned(frame, "kl")
+    assert len(thin) == 300
+    assert thin["value"].tolist() == [3.0] * 300
+    assert thin["step"].tolist()[:2] == [2.0, 5.0]
+
+
+def test_trend_is_a_centred_mean_over_a_fifteenth() -> None:
+    frame = pd.DataFrame({"arm": "a", "step": range(45), "kl": [float(step**2) for step in range(45)]})
+    trend = thinned(frame, "kl")["trend"]
+    assert trend[10] == pytest.approx((81 + 100 + 121) / 3)
+    assert trend[0] == pytest.approx(0.5)

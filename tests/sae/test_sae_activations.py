@@ -1,0 +1,120 @@
+"""The activation iterator against `read_residuals` row by row: which tokens come, how often, and in what order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mechreward.errors import InputError
+from mechreward.models import LoadedModel, read_residuals
+from mechreward.sae import activation_batches, text_rows
+
+BOS, EOS, PAD = 0, 1, 2
+LAYER = 1
+ROWS = [([BOS, 5 + i, 9], [10 + (i + j) % 40 for j in range(1 + 3 * (i % 5))] + [EOS]) for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    return LoadedModel(tiny_llama, char_tokenizer, "tiny")
+
+
+def expected(loaded: LoadedModel, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+    """The same states, row by row in order."""
+    states = [read_residuals(loaded.model, [prompt], [completion], LAYER)[0][0] for prompt, completion in rows]
+    return torch.cat(states)
+
+
+def in_order(x_ND: Tensor) -> Tensor:
+    """Rows sorted, so that two sets of states can be compared whatever their order."""
+    return x_ND[torch.argsort(x_ND[:, 0])]
+
+
+def test_every_completion_token_once_in_full_batches(loaded: LoadedModel) -> None:
+    batches = list(activation_batches(loaded, ROWS, LAYER, batch_size=32, buffer_size=100))
+    want = expected(loaded, ROWS)
+    assert [len(batch) for batch in batches] == [32] * (len(want) // 32) + [len(want) % 32]
+    torch.testing.assert_close(in_order(torch.cat(batches)), in_order(want), atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_by_option_without_their_first_token(loaded: LoadedModel) -> None:
+    got = torch.cat(list(activation_batches(loaded, ROWS, LAYER, batch_size=8, buffer_size=64, include_prompt=True)))
+    want = expected(loaded, [(prompt[:1], prompt[1:] + completion) for prompt, completion in ROWS])
+    assert len(got) == sum(2 + len(completion) for _, completion in ROWS)
+    torch.testing.assert_close(in_order(got), in_order(want), atol=1e-5, rtol=1e-5)
+
+
+def test_special_tokens_are_left_out_wherever_they_are_but_eos_stays(loaded: LoadedModel) -> None:
+    row = ([BOS, 7], [11, BOS, 12, PAD, 13, EOS])
+    states = expected(loaded, [row])
+    got = torch.cat(list(activation_batches(loaded, [row], LAYER, batch_size=2, buffer_size=4, outlier_factor=1e9)))
+    torch.testing.assert_close(in_order(got), in_order(states[[0, 2, 4, 5]]), atol=1e-5, rtol=1e-5)
+    chosen = activation_batches(loaded, [row], LAYER, batch_size=2, buffer_size=4, outlier_factor=1e9, exclude_ids=[12])
+    got = torch.cat(list(chosen))
+    torch.testing.assert_close(in_order(got), in_order(states[[0, 1, 3, 4, 5]]), atol=1e-5, rtol=1e-5)
+
+
+def test_massive_norm_tokens_are_left_out(loaded: LoadedModel) -> None:
+    row = ROWS[4]
+    states = expected(loaded, [row])
+    norms = states.norm(dim=-1)
+    factor = 1.02
+    kept = norms <= factor * norms.median()
+    assert 0 < kept.sum() < len(norms)
+    got = torch.cat(list(activation_batches(loaded, [row], LAYER, batch_size=2, buffer_size=4, outlier_factor=factor)))
+    torch.testing.assert_close(in_order(got), in_order(states[kept]), atol=1e-5, rtol=1e-5)
+
+
+def test_order_follows_the_seed_and_mixes_rows(loaded: LoadedModel) -> None:
+    def stream(seed: int) -> Tensor:
+        return torch.cat(list(activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=400, seed=seed)))
+
+    assert torch.equal(stream(3), stream(3))
+    assert not torch.equal(stream(3), stream(4))
+    want = expected(loaded, ROWS)
+    owner = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor([len(completion) for _, completion in ROWS]))
+    nearest = torch.cdist(stream(3)[:16], want).argmin(1)
+    assert len(set(owner[nearest].tolist())) >= 8  # 16 tokens of 30 rows: a batch is not one row
+
+
+def test_epochs_repeat_every_token(loaded: LoadedModel) -> None:
+    once = in_order(torch.cat(list(activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=64))))
+    twice = torch.cat(list(activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=64, epochs=2)))
+    torch.testing.assert_close(in_order(twice), in_order(torch.cat([once, once])), atol=1e-5, rtol=1e-5)
+    endless = activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=64, epochs=None)
+    assert sum(len(next(endless)) for _ in range(3 * len(once) // 16)) > 2 * len(once)
+
+
+def test_text_rows(char_tokenizer: PreTrainedTokenizerFast) -> None:
+    # This tokenizer adds no BOS: the first token is not read.
+    ids = char_tokenizer("12+3=15")["input_ids"]
+    assert text_rows(char_tokenizer, ["12+3=15", "", "7"]) == [(ids[:1], ids[1:])]
+    assert text_rows(char_tokenizer, ["12+3=15"], max_tokens=4) == [(ids[:1], ids[1:4])]
+    assert text_rows(char_tokenizer, []) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": []}, "rows: there are none"),
+        ({"buffer_size": 15}, "buffer_size: 15 is not at least two batches of batch_size=8"),
+        ({"batch_size": 0}, "buffer_size: 64 is not at least two batches of batch_size=0"),
+        ({"epochs": 0}, "epochs: 0 is not at least 1"),
+    ],
+)
+def test_wrong_options_at_once(loaded: LoadedModel, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        activation_batches(
+            loaded,
+            layer=LAYER,
+            **{"rows": ROWS, "batch_size": 8, "buffer_size": 64, **options},  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("epochs", [1, None])
+def test_nothing_left_to_read_ends_with_a_sentence(loaded: LoadedModel, epochs: int | None) -> None:
+    stream = activation_batches(loaded, ROWS, LAYER, batch_size=8, buffer_size=16, epochs=epochs, exclude_ids=range(64))
+    with pytest.raises(InputError, match="no token is left to read"):
+        next(stream)

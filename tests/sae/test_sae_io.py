@@ -1,0 +1,299 @@
+"""SAE Lens' directory format, both ways, against sae-lens itself; and every way a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mechreward.errors import InputError
+from mechreward.sae import SAE, SAEMeta, from_sae_lens, load_sae, save_sae
+from mechreward.sae.io import layer_of_hook
+
+META = SAEMeta(release="lab/saes", sae_id="layer_2", layer=2, model_name="lab/model", hook_name="model.layers.2")
+D, F = 5, 12
+
+
+def weights(seed: int = 0) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}
+    return {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+
+
+def ours(architecture: str = "topk", **options: Any) -> SAE:
+    w = weights()
+    if architecture == "topk":
+        options = {"k": 3, **options}
+    if architecture == "jumprelu":
+        options["threshold_F"] = w["threshold"].abs()
+    return SAE(architecture, w["W_enc"], w["b_enc"], w["W_dec"], w["b_dec"], META, **options)  # type: ignore[arg-type]
+
+
+def lens_object(architecture: str, **options: Any) -> Any:
+    import sae_lens
+
+    made = sae_lens.SAE.from_dict(
+        {
+            "architecture": architecture,
+            "d_in": D,
+            "d_sae": F,
+            "metadata": {"hook_name": "blocks.7.hook_resid_post", "model_name": "gpt2"},
+            **options,
+        }
+    )
+    made.load_state_dict({name: weights(1)[name].clone() for name in made.state_dict()})
+    return made
+
+
+KINDS = [
+    ("topk", {"k": 3}),
+    ("topk", {"k": 3, "rescale_acts_by_decoder_norm": True}),
+    ("topk", {"k": F, "apply_b_dec_to_input": False}),
+    ("jumprelu", {}),
+    ("jumprelu", {"apply_b_dec_to_input": False}),
+    ("standard", {}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "options"), KINDS)
+def test_reads_what_sae_lens_saves(architecture: str, options: dict[str, Any], tmp_path: Path) -> None:
+    lens = lens_object(architecture, **options)
+    lens.save_model(tmp_path)
+    h = torch.randn(40, D)
+    for sae in (load_sae(tmp_path), from_sae_lens(lens, release="gpt2-small", sae_id="l7")):
+        acts = lens.encode(h)
+        assert (acts > 0).any()
+        torch.testing.assert_close(sae.encode(h), acts, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(sae.decode(acts), lens.decode(acts), rtol=1e-6, atol=1e-6)
+        assert (sae.meta.layer, sae.meta.model_name, sae.meta.hook_name) == (7, "gpt2", "blocks.7.hook_resid_post")
+    assert (load_sae(tmp_path).meta.release, load_sae(tmp_path).meta.sae_id) == (str(tmp_path), "")
+    assert (sae.meta.release, sae.meta.sae_id) == ("gpt2-small", "l7")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("topk", {}),
+        ("topk", {"rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}),
+        ("jumprelu", {}),
+        ("relu", {"apply_b_dec_to_input": False}),
+    ],
+)
+def test_sae_lens_reads_what_we_save(architecture: str, options: dict[str, Any], tmp_path: Path) -> None:
+    import sae_lens
+
+    sae = ours(architecture, **options)
+    assert save_sae(sae, tmp_path / "new" / "sae") == tmp_path / "new" / "sae"
+    lens = sae_lens.SAE.load_from_disk(tmp_path / "new" / "sae")
+    h = torch.randn(40, D)
+    torch.testing.assert_close(lens.encode(h), sae.encode(h), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lens.decode(lens.encode(h)), sae.decode(sae.encode(h)), rtol=1e-6, atol=1e-6)
+    assert (lens.cfg.metadata.hook_name, lens.cfg.metadata.model_name) == (META.hook_name, META.model_name)
+    again = load_sae(tmp_path / "new" / "sae")
+    assert (again.weights_hash, again.meta, again.k) == (sae.weights_hash, META, sae.k)
+
+
+def test_a_copy_does_not_follow_the_original() -> None:
+    lens = lens_object("topk", k=3)
+    sae = from_sae_lens(lens, release="r")
+    before = sae.W_enc_DF.clone()
+    lens.W_enc.data.zero_()
+    assert torch.equal(sae.W_enc_DF, before)
+
+
+def test_sub_folder_by_sae_id_and_overwriting(tmp_path: Path) -> None:
+    save_sae(ours("jumprelu"), tmp_path / "layer_2")
+    save_sae(ours(k=4), tmp_path / "layer_2")
+    sae = load_sae(str(tmp_path), "layer_2")
+    assert (sae.architecture, sae.k) == ("topk", 4)
+    assert sorted(path.name for path in (tmp_path / "layer_2").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_half_precision_files_are_read_as_float32(tmp_path: Path) -> None:
+    save_sae(ours("relu"), tmp_path)
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "sae_weights.safetensors")
+    sae = load_sae(tmp_path)
+    assert sae.W_enc_DF.dtype == torch.float32
+    assert torch.equal(sae.W_enc_DF, tensors["W_enc"].half().float())
+
+
+@pytest.mark.parametrize(
+    ("hook", "layer"),
+    [
+        ("model.layers.0", 0),
+        ("model.language_model.layers.13", 13),
+        ("layers.5", 5),
+        ("transformer.h.11", 11),
+        ("blocks.20.hook_resid_post", 20),
+        ("blocks.8.hook_resid_pre", 7),
+    ],
+)
+def test_layer_of_hook(hook: str, layer: int) -> None:
+    assert layer_of_hook(hook) == layer
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "blocks.3.hook_mlp_out",
+        "model.layers.3.mlp",
+        "blocks.0.hook_resid_pre",
+        "blocks.3.attn.hook_z",
+        "model.norm",
+        "3",
+    ],
+)
+def test_other_hooks_are_refused(hook: str) -> None:
+    with pytest.raises(InputError, match=f"hook_name: '{hook}' is not the output of a decoder block"):
+        layer_of_hook(hook)
+
+
+def edit(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    cfg = json.loads((folder / "cfg.json").read_text())
+    metadata = changes.pop("metadata", {})
+    cfg = {key: value for key, value in {**cfg, **changes}.items() if key not in drop}
+    if "metadata" in cfg:
+        cfg["metadata"] = {k: v for k, v in {**cfg["metadata"], **metadata}.items() if k not in drop}
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "gated"}, "architecture: 'gated' is not one of topk, standard, jumprelu"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is not supported"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),
+        ({"activation_fn_str": "topk"}, "activation_fn_str: 'topk' is the form before sae-lens 6"),
+        ({"drop": ("architecture",)}, "the key 'architecture' is missing"),
+        ({"drop": ("d_in",)}, "the key 'd_in' is missing"),
+        ({"drop": ("d_sae",)}, "the key 'd_sae' is missing"),
+        ({"drop": ("k",)}, "the key 'k' is missing"),
+        ({"k": 2.5}, "k: 2.5 in cfg.json is not a whole number"),
+        ({"k": True}, "k: True in cfg.json is not a whole number"),
+        ({"d_sae": 0}, "d_sae: 0 in cfg.json"),
+        ({"k": F + 1}, f"k: {F + 1} is not between 1 and the SAE's {F} features"),
+        ({"d_in": D + 1}, r"W_enc: shape \(5, 12\) is not \(6, 12\) as cfg.json says"),
+        ({"architecture": "jumprelu"}, "the tensor 'threshold' is missing"),
+        ({"drop": ("metadata",)}, "metadata.hook_name: missing"),
+        ({"drop": ("hook_name",)}, "metadata.hook_name: missing"),
+        ({"metadata": {"hook_name": "blocks.2.hook_mlp_out"}}, "hook_name: 'blocks.2.hook_mlp_out'"),
+        ({"metadata": {"layer": 3}}, "metadata.layer: 3 does not agree with hook_name 'model.layers.2'"),
+        ({"metadata": {"hook_head_index": 1}}, "metadata.hook_head_index"),
+    ],
+)
+def test_wrong_configurations(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_sae(ours(), tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        load_sae(tmp_path)
+
+
+def test_wrong_tensors(tmp_path: Path) -> None:
+    good = {name: tensor for name, tensor in weights().items() if name != "threshold"}
+    cases = {
+        "the tensor 'b_dec' is missing": {k: v for k, v in good.items() if k != "b_dec"},
+        "the tensor 'W_skip' does not belong": {**good, "W_skip": torch.zeros(D, D)},
+        "the tensor 'threshold' does not belong": weights(),
+        r"W_dec: shape \(5, 12\) is not \(12, 5\)": {**good, "W_dec": good["W_enc"].clone()},
+        "b_enc_F: .* NaN or infinity": {**good, "b_enc": torch.full((F,), float("nan"))},
+    }
+    save_sae(ours(), tmp_path)
+    for message, tensors in cases.items():
+        save_file(tensors, tmp_path / "sae_weights.safetensors")
+        with pytest.raises(InputError, match=message):
+            load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_truncated_weights(size: int, tmp_path: Path) -> None:
+    save_sae(ours(), tmp_path)
+    path = tmp_path / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match="sae_weights.safetensors is damaged or cut short"):
+        load_sae(tmp_path)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        load_sae(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="there is no folder ./nowhere"):
+        load_sae("./nowhere")
+    with pytest.raises(InputError, match="has no cfg.json"):
+        load_sae(tmp_path)
+    save_sae(ours(), tmp_path)
+    with pytest.raises(InputError, match="layer_9 has no cfg.json"):
+        load_sae(tmp_path, "layer_9")
+    (tmp_path / "cfg.json").write_text("[1]")
+    with pytest.raises(InputError, match="must hold a JSON object, not list"):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").write_text('{"architecture": ')
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_sae(tmp_path)
+    (tmp_path / "sae_weights.safetensors").unlink()
+    with pytest.raises(InputError, match="has no sae_weights.safetensors"):
+        load_sae(tmp_path)
+
+
+def test_a_save_killed_half_way_does_not_load_as_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_sae(ours(), tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mechreward.sae.io.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_sae(replace(ours(), b_enc_F=torch.ones(F), k=1), tmp_path)
+    with pytest.raises(InputError, match="has no cfg.json"):
+        load_sae(tmp_path)
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        save_sae(ours(), tmp_path / "file" / "sae")
+
+
+def test_a_release_goes_through_sae_lens(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_lens
+
+    asked: list[tuple[object, ...]] = []
+
+    def from_pretrained(release: str, sae_id: str, device: str) -> Any:
+        asked.append((release, sae_id, device))
+        return lens_object("jumprelu")
+
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", from_pretrained)
+    sae = load_sae("gemma-scope-2b-pt-res", "layer_7/width_16k")
+    assert asked == [("gemma-scope-2b-pt-res", "layer_7/width_16k", "cpu")]
+    assert (sae.architecture, sae.meta.release, sae.meta.sae_id, sae.meta.layer) == (
+        "jumprelu", "gemma-scope-2b-pt-res", "layer_7/width_16k", 7,
+    )  # fmt: skip
+
+
+def test_releases_that_cannot_be_loaded() -> None:
+    with pytest.raises(InputError, match="sae_id: the release 'gemma-scope' needs one"):
+        load_sae("gemma-scope")
+    with pytest.raises(InputError, match="sae-lens cannot load 'no-such' / 'x': Release no-such not found"):
+        load_sae("no-such", "x")
+    with pytest.raises(InputError, match="sae-lens cannot load 'no/such' / 'x'"):  # the tests run without a network
+        load_sae("no/such", "x")
+
+
+def test_without_sae_lens_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    with pytest.raises(InputError, match=r'pip install "mechreward\[sae\]"'):
+        load_sae("gemma-scope-2b-pt-res", "layer_7")
+
+
+def test_neither_import_nor_a_folder_needs_sae_lens(tmp_path: Path) -> None:
+    save_sae(ours(), tmp_path)
+    code = f"import mechreward.sae as m, sys; m.load_sae({str(tmp_path)!r}); print('sae_lens' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
