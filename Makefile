@@ -16,7 +16,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/core.stamp ## run the whole loop on the bundled model; RUN=folder says where
-	$(BIN)/mechreward demo --out $(RUN)
+	$(BIN)/mechreward demo --out $(RUN) --resume
 	@echo "The report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/dev.stamp ## run every test; ARGS="-k credit" is handed to pytest

@@ -1,8 +1,9 @@
 """What reading a few features of an SAE costs, in time and peak memory, against encoding all of them.
 
-Each measurement has a process of its own. Time is the median and the range of `--repeats` calls after one warm-up. Peak
-memory is what the call adds to the process's resident high-water mark, which Linux lets a process reset; on a GPU it is
-the allocator's own peak. Before anything is timed, the read is compared with the same columns of the full encode.
+Times are taken in turns in one process, so that a busy machine slows both alike: the median and the range of the
+`--repeats` rounds after a warm-up. Peak memory is what one call, in a process of its own, adds to the resident
+high-water mark, which Linux lets a process reset; on a GPU it is the allocator's own peak. Before anything is measured,
+the read is compared with the same columns of the full encode.
 
     python benchmarks/read_cost.py --architecture topk --tokens 2048 --d-model 256 --d-sae 2048
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -67,7 +68,8 @@ class Cost:
 
 def main() -> None:
     setting = tyro.cli(Setting)
-    costs = {what: measure_apart(setting, what) for what in ("encode", "read")}
+    seconds = apart(measure_seconds, setting)
+    costs = {what: make_cost(seconds[what], apart(measure_peak, setting, what)) for what in ("encode", "read")}
     if setting.json:
         numbers = {"torch": torch.__version__, "setting": asdict(setting)}
         Console().print_json(json.dumps(numbers | {what: asdict(cost) for what, cost in costs.items()}))
@@ -75,20 +77,31 @@ def main() -> None:
         Console(width=110).print(make_table(setting, costs))
 
 
-def measure_apart(setting: Setting, what: str) -> Cost:
+def apart(function: Callable[..., Any], *arguments: object) -> Any:
+    """Calls it in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, setting, what).result()
+        return pool.submit(function, *arguments).result()
 
 
-@torch.no_grad()
-def measure(setting: Setting, what: str) -> Cost:
+def measure_seconds(setting: Setting) -> dict[str, list[float]]:
+    calls = make_calls(setting)
+    rounds = [{what: timed(call, setting.device) for what, call in calls.items()} for _ in range(setting.repeats + 1)]
+    return {what: [seconds[what] for seconds in rounds[1:]] for what in calls}
+
+
+def measure_peak(setting: Setting, what: str) -> int | None:
+    return peak_added(make_calls(setting)[what], setting.device)
+
+
+def make_calls(setting: Setting) -> dict[str, Callable[[], torch.Tensor]]:
     torch.set_num_threads(setting.threads)
     sae, h_ND = make_sae(setting), make_states(setting)
     feature_ids = torch.randperm(setting.d_sae)[: setting.selected].tolist()
     check_same(sae, h_ND[:64], feature_ids)
-    call = (lambda: sae.read(h_ND, feature_ids)) if what == "read" else (lambda: sae.encode(h_ND))
-    peak = peak_added(call, setting.device)
-    seconds = [timed(call, setting.device) for _ in range(setting.repeats)]
+    return {"encode": lambda: sae.encode(h_ND), "read": lambda: sae.read(h_ND, feature_ids)}
+
+
+def make_cost(seconds: list[float], peak: int | None) -> Cost:
     return Cost(statistics.median(seconds), min(seconds), max(seconds), peak)
 
 
@@ -130,7 +143,7 @@ def wait(device: str) -> None:
 
 
 def peak_added(call: Callable[[], object], device: str) -> int | None:
-    """Bytes that `call` adds to the peak; also the warm-up. None where the high-water mark cannot be reset."""
+    """Bytes that `call` adds to the peak; None where the high-water mark cannot be reset."""
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -138,7 +151,6 @@ def peak_added(call: Callable[[], object], device: str) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
-        call()
         return None
     reset.write_text("5")
     before = resident_peak()

@@ -26,7 +26,7 @@ ROOMS = (
 FOR_ALL = ("errors", "files", "tiny", "catalogs")
 """Modules that every room may import. They are no rooms and import none."""
 BUNDLED = ("tiny", "tiny.world", "tiny.language")
-"""What of `tiny` is for all. Its other modules are the script that makes it: they may use every room, none uses them."""
+"""What of `tiny` is for all. Its other modules are the script that makes it: they use every room, none uses them."""
 MAX_FUNCTION_LINES, MAX_MODULE_LINES, MIN_PACKAGE_DOCSTRING_LINES = 80, 350, 3
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_WHEEL_BYTES = 12 * 2**20
@@ -168,7 +168,7 @@ def docstrings_are_there(source: Source) -> list[str]:
     docstring = ast.get_docstring(source.tree)
     if not docstring:
         return ["no module docstring"]
-    lines = len([line for line in docstring.splitlines() if line.strip()])
+    lines = len(docstring.splitlines())
     if source.is_package and lines < MIN_PACKAGE_DOCSTRING_LINES:
         return [f"package docstring of {lines} lines, at least {MIN_PACKAGE_DOCSTRING_LINES} say what lives there"]
     return []
@@ -262,8 +262,8 @@ def test_rule_catches(rule: Rule, name: str, text: str, expected: int) -> None:
 
 
 def test_package_docstring_needs_three_lines() -> None:
-    two = Source("reward", '"""One.\n\nTwo."""', is_package=True)
-    three = Source("reward", '"""One.\n\nTwo.\nThree."""', is_package=True)
+    two = Source("reward", '"""One.\nTwo.\n\n"""', is_package=True)
+    three = Source("reward", '"""One.\n\nThree."""', is_package=True)
     assert len(docstrings_are_there(two)) == 1
     assert docstrings_are_there(three) == []
 

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import field, make_dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +64,12 @@ def _dispatch(arguments: list[str]) -> int:
         return improve(rest, DEMO, "mechreward demo")
     if verb in GROUPS:
         return _run(GROUPS[verb], rest, f"mechreward {verb}")
-    return _run(COMMANDS, arguments, "mechreward")
+    if verb in COMMANDS:
+        return _run(COMMANDS, arguments, "mechreward")
+    if verb in ("", "-h", "--help"):
+        console.print(USAGE, soft_wrap=True)
+        return 0
+    raise InputError(f"command: {verb!r} is not one of {', '.join(VERBS)}")
 
 
 def _run(commands: dict[str, Callable[..., int]], arguments: list[str], prog: str) -> int:
@@ -89,7 +96,7 @@ def _options_type() -> type:
     for name, info in ImproveConfig.model_fields.items():
         value = tyro.MISSING if info.is_required() else info.get_default(call_default_factory=True)
         annotation = Annotated[info.annotation, tyro.conf.arg(help=info.description)]  # type: ignore[name-defined]
-        fields.append((name, annotation, field(default_factory=lambda value=value: value)))
+        fields.append((name, annotation, field(default_factory=partial(deepcopy, value))))
     return make_dataclass("Options", fields, frozen=True)
 
 
@@ -192,6 +199,15 @@ def pack_validate(pack: tyro.conf.Positional[str], sae: str | None = None) -> in
     return 0
 
 
+VERBS = {
+    "demo": "the main job on the bundled model, in a few minutes on a CPU",
+    "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
+    "report": "write the report of a run directory anew",
+    "sae": "info: look at a sparse autoencoder",
+    "pack": "list, show, validate: feature packs",
+    "info": "versions, device, extras",
+}
+USAGE = "usage: [bold]mechreward[/] COMMAND [--help]\n\n" + "\n".join(f"  {v:9}{what}" for v, what in VERBS.items())
 EXTRAS = {"sae-lens": "sae", "gguf": "gguf", "reasoning-gym": "tasks"}
 COMMANDS: dict[str, Callable[..., int]] = {"report": report, "info": info}
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {

@@ -45,8 +45,8 @@ class ImproveConfig(BaseModel):
     """Text around the question, e.g. `Question: {question} Answer:`."""
     chat: bool = False
     """Put the prompt through the tokenizer's chat template."""
-    verifier: str = "gsm8k"
-    """How an answer is judged: `gsm8k`, `math`, `choice` or `exact`."""
+    verifier: str = "gsm8k_exact_match"
+    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
     strictness: Literal["strict", "lenient"] = "strict"
     """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
     limit: Count | None = None

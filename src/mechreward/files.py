@@ -67,6 +67,12 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"path: {path} is not valid JSON ({error.msg}, line {error.lineno})") from error
 
 
+def append_row(path: str | Path, row: dict[str, Any]) -> None:
+    """Adds one line of JSON (strict numbers) to a JSON Lines file, making it if it is missing."""
+    with Path(path).open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
 def sha256_bytes(*chunks: bytes) -> str:
     """Hex SHA-256 over the chunks in order."""
     digest = hashlib.sha256()

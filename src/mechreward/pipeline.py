@@ -36,6 +36,7 @@ from mechreward.errors import InputError
 from mechreward.features import (
     ContrastTable,
     FeaturePack,
+    NoFeatures,
     build_pack,
     contrast,
     load_contrast,
@@ -44,7 +45,7 @@ from mechreward.features import (
     save_contrast,
     save_pack,
 )
-from mechreward.files import atomic_path, make_folder, read_json, write_json
+from mechreward.files import append_row, atomic_path, make_folder, read_json, write_json
 from mechreward.gates import accuracy_interval, gate1, paired_test, question_means
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
 from mechreward.report import write_report
@@ -53,7 +54,7 @@ from mechreward.rollout import Response, load_responses, sample_responses, save_
 from mechreward.sae import SAE, SAEMeta, activation_batches, load_sae, save_sae, train_sae
 from mechreward.tasks import Columns, Question, QuestionSplit, load_questions, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
-from mechreward.training.logging import append_row
+from mechreward.training.logging import read_jsonl
 from mechreward.verifiers import Verifier, get_verifier
 
 
@@ -126,7 +127,9 @@ def prepare(config: ImproveConfig) -> Inputs:
     check_layer(loaded.model, layer)
     if sae is not None and sae.d_model != d_model(loaded.model):
         width = d_model(loaded.model)
-        raise InputError(f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}")
+        raise InputError(
+            f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
+        )
     return Inputs(config, split, verifier, loaded, layer, sae)
 
 
@@ -142,7 +145,9 @@ def _load_sae(config: ImproveConfig) -> SAE | None:
         return None
     sae = load_sae(source, config.sae_id, device=config.device)
     if config.layer is not None and config.layer != sae.meta.layer:
-        raise InputError(f"layer: {config.layer} is not the layer of the SAE {source}, which reads block {sae.meta.layer}")
+        raise InputError(
+            f"layer: {config.layer} is not the layer of the SAE {source}, which reads block {sae.meta.layer}"
+        )
     return sae
 
 
@@ -213,6 +218,10 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
         halves = split_questions(inputs.split.known, 0.5, stage_seed(config.seed, "gate"))
         pack, table = discover_pack(inputs, folder, sae, _of(responses, halves.known), progress)
         gate = judge_pack(inputs, folder, FeatureReward(pack, sae), table, _of(responses, halves.unknown), progress)
+    except NoFeatures as error:
+        return finish(
+            folder, {"verdict": f"There is no pack to gate: {error}. Nothing was trained.", "arms": {}}, started
+        )
     except InputError as error:
         finish(folder, {"verdict": f"Stopped before Gate 1: {error}.", "arms": {}}, started)
         raise
@@ -238,7 +247,12 @@ def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) ->
 
 
 def _verified(
-    inputs: Inputs, loaded: LoadedModel, questions: Sequence[Question], n: int, seed: int, advance: Callable[[int], None]
+    inputs: Inputs,
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    n: int,
+    seed: int,
+    advance: Callable[[int], None],
 ) -> list[Response]:
     config = inputs.config
     responses = sample_responses(
@@ -366,8 +380,9 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             responses = _verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None)
             append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | accuracy(responses))
 
-        baseline = load_responses(folder / "responses" / "baseline.parquet")
-        append_row(metrics, {"arm": arm, "seed": config.seed, "step": 0, "kind": "eval"} | accuracy(baseline))
+        if not any(row["arm"] == arm for row in read_jsonl(metrics)):
+            baseline = load_responses(folder / "responses" / "baseline.parquet")
+            append_row(metrics, {"arm": arm, "seed": config.seed, "step": 0, "kind": "eval"} | accuracy(baseline))
         policy = train_arm(
             _load_model(config),
             inputs.split.known,

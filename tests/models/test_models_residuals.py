@@ -154,13 +154,13 @@ def hooks(model) -> int:
 
 
 def test_hooks_are_gone_after_reading_and_after_an_exception(tiny_qwen2) -> None:
-    assert hooks(tiny_qwen2) == 0
+    before = hooks(tiny_qwen2)  # not 0 once transformers has put in its own for output_hidden_states
     read_residuals(tiny_qwen2, PROMPTS, COMPLETIONS, 2)
-    assert hooks(tiny_qwen2) == 0
+    assert hooks(tiny_qwen2) == before
     with pytest.raises(RuntimeError, match="mine"), capture_block(tiny_qwen2, 1):
-        assert hooks(tiny_qwen2) == 1
+        assert hooks(tiny_qwen2) == before + 1
         raise RuntimeError("mine")
-    assert hooks(tiny_qwen2) == 0
+    assert hooks(tiny_qwen2) == before
 
 
 def test_capture_without_stop_lets_the_forward_end_and_keeps_its_gradient(tiny_llama) -> None:
@@ -172,13 +172,13 @@ def test_capture_without_stop_lets_the_forward_end_and_keeps_its_gradient(tiny_l
 
 def test_a_stop_further_out_is_not_swallowed_further_in(tiny_llama) -> None:
     """The inner capture sits on a later block: the outer stop must end both forwards, and the inner one stays empty."""
-    reached = False
+    reached, before = False, hooks(tiny_llama)
     with capture_block(tiny_llama, 0) as outer:
         with capture_block(tiny_llama, 2) as inner:
             tiny_llama(torch.tensor([PROMPTS[0]]))
         reached = True
     assert outer.h_BTD is not None and inner.h_BTD is None and not reached
-    assert hooks(tiny_llama) == 0
+    assert hooks(tiny_llama) == before
 
 
 def test_modes_are_restored_module_by_module_and_dropout_is_off(tiny_lora) -> None:
@@ -215,7 +215,10 @@ def test_a_half_precision_model_gives_float32(tiny_llama) -> None:
         ([], [], "completion_ids: the batch is empty; give at least one row"),
         ([[0]], [[3], [4]], "completion_ids: 2 rows for 1 prompts; give one each"),
         ([[0], [0]], [[3], []], "completion_ids: row 1 has no tokens; leave such rows out"),
-        ([[0], [0] * 100], [[3], [4] * 157], "completion_ids: row 1 has 257 tokens with its prompt; the model reads at most 256"),
+        (
+            [[0], [0] * 100], [[3], [4] * 157],
+            "completion_ids: row 1 has 257 tokens with its prompt; the model reads at most 256",
+        ),
         ([[0], [0]], [[3], [64]], "completion_ids: row 1 holds token 64; the model knows 0 to 63"),
         ([[-100]], [[3]], "completion_ids: row 0 holds token -100; the model knows 0 to 63"),
     ],
@@ -255,5 +258,5 @@ def test_norm_outliers_drops_only_what_exceeds_ten_medians() -> None:
     mask_BT = torch.tensor([[True, True, True, False], [True, True, True, False]])
     want = [[True, True, False, False], [True, True, True, False]]
     assert norm_outliers(h_BTD, mask_BT).tolist() == want
-    assert norm_outliers(h_BTD, mask_BT, factor=1.0).tolist() == [[True, False, False, False], [True, True, True, False]]
+    assert norm_outliers(h_BTD, mask_BT, factor=10.2).tolist() == mask_BT.tolist()
     assert norm_outliers(h_BTD, torch.zeros_like(mask_BT)).sum() == 0

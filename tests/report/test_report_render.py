@@ -125,7 +125,7 @@ def test_every_number_of_the_metrics_is_in_a_chart(page: str, fake_run: FakeRun,
         skipped = {"epoch"}
         numbers = {name: v for name, v in row.items() if isinstance(v, float) and name not in skipped}
         assert all(any(abs(v - seen) < 1e-12 for seen in drawn) for v in numbers.values())
-    assert len(specs) == 2 + 11 + 1
+    assert len(specs) == 2 + 10 + 1
 
 
 def test_arms_keep_their_colour_through_the_page(page: str) -> None:
@@ -163,6 +163,7 @@ def test_a_token_has_its_exact_reward_and_colour(fake_run: FakeRun, tmp_path: Pa
     frame.at[0, "tokens"], frame.at[0, "completion"] = ["yes", "no"], "yes no"
     frame.at[0, "token_rewards"] = [0.5, -2.0]
     frame.to_parquet(folder / "rollouts.parquet")
+    (folder / "metrics.jsonl").unlink()
     html = write_report(folder).read_text()
     assert (
         '<span style="background:rgba(0,128,108,0.150)" title="+0.5">yes</span> '
@@ -181,6 +182,8 @@ def test_model_text_is_escaped_everywhere(fake_run: FakeRun, tmp_path: Path) -> 
         frame[column] = evil
     frame["tokens"] = [[evil] * len(tokens) for tokens in frame["tokens"]]
     frame.to_parquet(folder / "rollouts.parquet")
+    row = {"arm": evil, "seed": 0, "step": 1, "kind": "train", evil: 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     gate = json.loads((folder / "gate1.json").read_text())
     gate["reason"] = gate["rows"][1]["name"] = evil
     (folder / "gate1.json").write_text(json.dumps(gate))
@@ -229,11 +232,6 @@ def test_a_failed_gate_is_told_honestly(fake_run: FakeRun, tmp_path: Path) -> No
     assert "Training : not reached" in text.replace("  ", " ")
 
 
-def test_an_inconclusive_gate_is_neither_good_nor_bad(fake_run: FakeRun, tmp_path: Path) -> None:
-    html = write_report(fake_run(tmp_path / "run", gate="inconclusive")).read_text()
-    assert 'class="verdict neutral"' in html and 'class="badge inconclusive"' in html
-
-
 def test_a_gate_without_mixed_questions_has_words_for_a_table(fake_run: FakeRun, tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", gate="inconclusive")
     gate = json.loads((folder / "gate1.json").read_text())
@@ -241,46 +239,27 @@ def test_a_gate_without_mixed_questions_has_words_for_a_table(fake_run: FakeRun,
     assert "No score could be computed: n: 0 mixed of 24 held-out questions" in write_report(folder).read_text()
 
 
-def test_training_without_a_passed_gate_is_named(fake_run: FakeRun, tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", steps=2)
-    gate = json.loads((folder / "gate1.json").read_text())
-    (folder / "gate1.json").write_text(json.dumps(gate | {"verdict": "fail"}))
-    assert "Trained all the same (ungated)." in write_report(folder).read_text()
-
-
-@pytest.mark.parametrize(
-    ("keep", "headline"),
-    [
-        (["config.yaml"], "Unfinished: Gate 1 was not reached."),
-        (["gate1.json"], "Unfinished: training has not begun."),
-        (["gate1.json", "metrics.jsonl"], "Unfinished: the final evaluation was not reached."),
-    ],
-)
-def test_a_run_that_stopped_early(keep: list[str], headline: str, fake_run: FakeRun, tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", steps=2)
+def test_a_run_that_just_began_names_every_missing_file(fake_run: FakeRun, tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", gate="fail")
     for path in [*folder.glob("*.*"), *folder.glob("responses/*")]:
-        if path.name not in keep:
+        if path.name != "config.yaml":
             path.unlink()
     text = _Page(write_report(folder).read_text()).text
-    assert headline in text
-    for file, stage in (("pack.json", "discovery"), ("responses/", "sampling"), ("manifest.json", "its first stage")):
+    assert "Unfinished: Gate 1 was not reached." in text
+    for file, stage in (
+        ("metrics.jsonl", "training"),
+        ("gate1.json", "Gate 1"),
+        ("pack.json", "discovery"),
+        ("rollouts.parquet", "training"),
+        ("responses/", "sampling"),
+        ("manifest.json", "its first stage"),
+    ):
         assert f"{file} is not in this run directory: the run did not reach {stage}." in text
-
-
-def test_the_tone_follows_the_interval_not_the_words(fake_run: FakeRun, tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", steps=2)
-    results = json.loads((folder / "results.json").read_text())
-    results["verdict"] = "a great success"
-    for arm in results["arms"].values():
-        arm["paired"] |= {"difference": -0.1, "low": -0.2, "high": -0.01}
-    (folder / "results.json").write_text(json.dumps(results))
-    html = write_report(folder).read_text()
-    assert 'class="verdict bad"' in html and "A great success." in html
 
 
 def test_what_was_run_is_all_there(parsed: _Page) -> None:
     for words in ("--config", "learning_rate 1e-05", "torch 2.13.0", "sae " + "ab12" * 16, "created 2026-03-04"):
-        assert words in parsed.text.replace("&", "&"), words
+        assert words in parsed.text, words
 
 
 def test_refuses_what_is_no_run(tmp_path: Path) -> None:

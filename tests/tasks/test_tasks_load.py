@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from mechreward.errors import InputError
 from mechreward.tasks import Columns, Question, load_questions
+from mechreward.tiny import world
 
 ROWS = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in (1, 2, 3)]
 LOADED = [Question("q0", "1 + 1?", "2"), Question("q1", "2 + 2?", "4"), Question("q2", "3 + 3?", "6")]
@@ -124,6 +126,14 @@ def test_generated_questions_follow_the_seed_and_not_the_limit() -> None:
     assert load_questions("tiny:easy", limit=4, seed=1) == ten[:4]
     assert {q.prompt for q in load_questions("tiny:easy", limit=10, seed=2)}.isdisjoint(q.prompt for q in ten)
     assert len(load_questions("tiny:easy")) == 200
+
+
+def test_a_tiny_problem_drawn_twice_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    distinct = [world.make_problem("easy", random.Random(i)) for i in range(3)]
+    draws = iter([distinct[0], distinct[1], distinct[0], distinct[1], distinct[2]])
+    monkeypatch.setattr(world, "make_problem", lambda _setting, _rng: next(draws))
+    loaded = load_questions("tiny:easy", limit=3)
+    assert [(q.id, q.prompt) for q in loaded] == [(f"tiny-easy-0-{i}", p.prompt) for i, p in enumerate(distinct)]
 
 
 def test_reasoning_gym() -> None:

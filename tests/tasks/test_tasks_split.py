@@ -57,6 +57,7 @@ def test_one_prompt_is_never_on_both_sides(seed: int) -> None:
     known, unknown = split_questions(questions, 0.4, seed)
     assert {q.prompt for q in known}.isdisjoint(q.prompt for q in unknown)
     assert (len(known), len(unknown)) == (4, 4)
+    assert split_questions(questions[::-1], 0.4, seed) == (known, unknown)
 
 
 @pytest.mark.parametrize("known", [0.0, 1.0, -0.1, 1.5, float("nan")])

@@ -56,6 +56,7 @@ def test_right_answers(completion: str, gold: str, extracted: str) -> None:
         ("#### 18.01", Verdict(False, "18.01", "different number", False)),
         ("#### 180", Verdict(False, "180", "different number", False)),
         ("#### 17 and not #### 18", Verdict(False, "17", "different number", True)),
+        ("#### 17\nNo:\n#### 18", Verdict(False, "17", "different number", True)),
         ("The answer is 18.", Verdict(False, None, "no answer marker", True)),
         ("The answer is 18 of 20.", Verdict(False, None, "no answer marker", False)),
         ("#### eighteen", Verdict(False, None, "no number after ####", False)),

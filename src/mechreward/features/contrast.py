@@ -165,11 +165,13 @@ class _Sums:
         right_B = batch.correct_B.numpy()
         if not np.isfinite(acts_BF).all():
             raise InputError("activations: NaN or infinite values cannot be contrasted")
-        ids, code_B = np.unique(np.array(batch.question_ids, dtype=str), return_inverse=True)
-        twice = self.questions.intersection(ids.tolist())
+        # In order of appearance, so that the half-samples do not depend on how questions are batched.
+        ids = list(dict.fromkeys(batch.question_ids))
+        code_B = np.array([ids.index(question) for question in batch.question_ids])
+        twice = self.questions.intersection(ids)
         if twice:
             raise InputError(f"batches: question {min(twice)} comes in two batches, its answers must come in one")
-        self.questions.update(ids.tolist())
+        self.questions.update(ids)
         self.classes.update(right_B.tolist())
         self.n_seen += len(right_B)
         for code in range(len(ids)):
@@ -178,15 +180,14 @@ class _Sums:
                 self._add_question(acts_BF[rows], right_B[rows])
 
     def _add_question(self, acts_GF: Array, right_G: NDArray[np.bool_]) -> None:
-        x_GF = np.log1p(acts_GF)
-        x_GF -= x_GF.mean(0)
+        x_GF, raw_GF = _centred(np.log1p(acts_GF)), _centred(acts_GF)
         y_G = right_G - right_G.mean()
         u_F, square_F, w = y_G @ x_GF, (x_GF**2).sum(0), float(y_G @ y_G)
         fires_GF = acts_GF > 0
         self.n_mixed += 1
         self.n_class += [(~right_G).sum(), right_G.sum()]
         self.fires_2F = self.fires_2F + np.stack([fires_GF[~right_G].sum(0), fires_GF[right_G].sum(0)])
-        self.raw_F = self.raw_F + ((acts_GF - acts_GF.mean(0)) ** 2).sum(0)
+        self.raw_F = self.raw_F + (raw_GF**2).sum(0)
         self.square_F = self.square_F + square_F
         self.u_F, self.uu_F, self.uw_F = self.u_F + u_F, self.uu_F + u_F**2, self.uw_F + u_F * w
         self.w, self.ww = self.w + w, self.ww + w * w
@@ -211,6 +212,12 @@ class _Sums:
         first = self.rng.random(self.halves // 2) < 0.5
         self._odd_S = np.concatenate([first, ~first])
         return self._odd_S
+
+
+def _centred(values_GF: Array) -> Array:
+    # The first row is taken off first: what is constant becomes exactly 0, not a rounding error.
+    rest_GF = values_GF - values_GF[0]
+    return rest_GF - rest_GF.mean(0)
 
 
 def _frame(sums: _Sums, min_support: float, top_k: int) -> pd.DataFrame:

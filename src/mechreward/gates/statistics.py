@@ -12,7 +12,7 @@ by the group's standard deviation; and it is less noisy. NaN stands for "undefin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan, nan
 
@@ -84,7 +84,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     return float(roc_auc_score(right, values)) if right.any() and not right.all() else nan
 
 
-def question_pairs(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> QuestionPairs:
+def question_pairs(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> QuestionPairs:
     """Counts of ordered pairs within each question (Mann-Whitney U from midranks).
 
     Raises:
@@ -100,7 +100,7 @@ def question_pairs(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) 
     return QuestionPairs(np.where(pairs > 0, wins, 0.0), pairs)
 
 
-def within_question_auroc(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> float:
+def within_question_auroc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> float:
     """AUROC over pairs of answers to the same question; NaN if no question has both kinds. See `question_pairs`."""
     return question_pairs(scores, labels, groups).auroc
 
@@ -115,7 +115,7 @@ def ratio(numerator_Q: Array, denominator_Q: Array) -> Statistic:
     return statistic
 
 
-def auroc_statistic(scores: ArrayLike, labels: ArrayLike, groups: Sequence[str]) -> Statistic:
+def auroc_statistic(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> Statistic:
     """AUROC over all answers, equal to resampling the rows themselves.
 
     With multiplicities c it is c W c / (c r)(c w): W[q, s] are the wins of right answers to q over wrong answers to s,
@@ -145,15 +145,22 @@ def cluster_bootstrap(
     value = float(statistic(np.ones((1, n_groups)))[0])
     if isnan(value):
         return Interval(nan, nan, nan, nan)
-    counts_RQ = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), draws)
-    values_R = statistic(counts_RQ.astype(np.float64))
+    values_R = statistic(resample_counts(n_groups, draws, seed))
     values_R = values_R[~np.isnan(values_R)]
     low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), float(values_R.std(ddof=1)))
 
 
+def resample_counts(n_groups: int, draws: int, seed: int) -> Array:
+    """[R, Q]: how often each question is in each of `draws` samples of `n_groups` questions with replacement."""
+    drawn_RQ = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
+    place_RQ = drawn_RQ + n_groups * np.arange(draws)[:, None]
+    counts = np.bincount(place_RQ.ravel(), minlength=draws * n_groups)
+    return counts.reshape(draws, n_groups).astype(np.float64)
+
+
 def label_permutation_p(
-    scores: ArrayLike, labels: ArrayLike, groups: Sequence[str], *, draws: int = 2000, seed: int = 0
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, draws: int = 2000, seed: int = 0
 ) -> float:
     """One-sided p of the within-question AUROC when labels are shuffled within each question; NaN if none is mixed.
 
@@ -173,20 +180,20 @@ def label_permutation_p(
     return (1 + int(hits)) / (1 + draws)
 
 
-def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float | int, trials: float | int, level: float = 0.95) -> tuple[float, float]:
     """Wilson interval of a proportion of independent trials."""
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
 
-def question_means(values: ArrayLike, groups: Sequence[str]) -> dict[str, float]:
+def question_means(values: ArrayLike, groups: ArrayLike) -> dict[str, float]:
     """Mean a question, e.g. its accuracy, by question id."""
     means = pd.Series(np.asarray(values, dtype=np.float64)).groupby(np.asarray(groups, dtype=str)).mean()
     return {str(question): float(mean) for question, mean in means.items()}
 
 
 def accuracy_interval(
-    correct: ArrayLike, groups: Sequence[str], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+    correct: ArrayLike, groups: ArrayLike, *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """Share of right answers, with an interval clustered by question.
 
@@ -252,16 +259,16 @@ def _wins_between(values: Array, right: NDArray[np.bool_], code: NDArray[np.intp
     return wins_QQ
 
 
-def _codes(groups: Sequence[str]) -> tuple[NDArray[np.intp], int]:
+def _codes(groups: ArrayLike) -> tuple[NDArray[np.intp], int]:
     names, code = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     return code, len(names)
 
 
 def _checked(
-    scores: ArrayLike, labels: ArrayLike, groups: Sequence[str] | None = None
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
 ) -> tuple[Array, NDArray[np.bool_]]:
     values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
-    n_groups = len(values) if groups is None else len(groups)
+    n_groups = len(values) if groups is None else len(np.asarray(groups))
     if not len(values) == len(right) == n_groups:
         raise InputError(f"scores: {len(values)} scores, {len(right)} labels and {n_groups} questions must be as many")
     bad = int((~np.isfinite(values)).sum())

@@ -109,6 +109,8 @@ def _locate(name: str, gguf_file: str | None) -> tuple[str, str | None]:
     if name.endswith(".gguf"):
         if gguf_file is not None:
             raise InputError(f"gguf_file: {gguf_file} is given though {name} is a GGUF file already; give one of them")
+        if not Path(name).is_file():
+            raise InputError(f"model: there is no file {name}; name a .gguf file, a model folder or a Hugging Face id")
         name, gguf_file = str(Path(name).parent), Path(name).name
     if _looks_local(name) and not Path(name).is_dir():
         raise InputError(f"model: there is no folder {name}; name a model folder, a .gguf file or a Hugging Face id")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mechreward.errors import InputError
 from mechreward.reward.batch import Text, check_lengths
@@ -42,7 +42,7 @@ class CompositeReward:
         self,
         rewards: Sequence[Reward],
         weights: Sequence[float] | None = None,
-        mode: Literal["sum", "bounded"] = "sum",
+        mode: str = "sum",
         name: str = "composite_reward",
     ) -> None:
         if not rewards:

@@ -148,6 +148,7 @@ def shaping(values_BT: Float[Tensor, "b t"], mask_BT: Bool[Tensor, "b t"], gamma
     gamma^(s-t) F_s over s >= t is exactly -Phi_t: over whole returns this is a baseline that no action can change
     (safe, variance only), and summed over a row it is 0. Used token by token it is local credit, and biased.
     """
+    values_BT = values_BT.masked_fill(~mask_BT, 0.0)
     count_BT = mask_BT.cumsum(dim=1)
     before_BT = values_BT.cumsum(dim=1) - values_BT
     phi_BT = before_BT / (count_BT - 1).clamp(min=1)

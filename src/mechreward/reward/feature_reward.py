@@ -249,7 +249,5 @@ def _check_finite(h_BTD: Tensor, mask_BT: Tensor) -> None:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    encoded: Any = tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    chat: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(chat["input_ids"])

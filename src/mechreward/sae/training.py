@@ -3,8 +3,8 @@
 TopK after Gao et al. 2024 (k features a token; auxiliary loss for dead features) or BatchTopK after Bussmann et al.
 2024 (k on average; it becomes a JumpReLU SAE, whose chosen features cost almost nothing to read). The steps, losses and
 schedules are sae-lens'. Around them, unlike its own `fit`: no progress bar and no wandb; the decoder bias starts at the
-mean residual; inputs are scaled to norm sqrt(D), by statistics of the held-out tokens, and the scale is folded into the
-weights at the end.
+mean residual; inputs are scaled to a mean distance of sqrt(D) from it (both statistics of the held-out tokens), and the
+scale is folded into the weights at the end.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ def train_sae(
     stream = _rebatched(activations, batch_size, d_model)
     if held_out is None:
         held_out = _set_aside(stream, n_held_out)
+    if held_out.ndim != 2 or held_out.shape[1] != d_model or bool((held_out == held_out[:1]).all()):
+        raise InputError(f"held_out: needs tokens [n, {d_model}] that differ; these {tuple(held_out.shape)} do not fit")
     lens = require_sae_lens()
     # sae-lens draws the initial weights from torch's global generator: leave the caller's as it was.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -168,9 +170,11 @@ def _schedule(n_steps: int, batch_size: int, lr: float, device: str) -> Any:
 
 def _fit(trainer: Any, sample_ND: Tensor, on_step: Callable[[int, float], None] | None) -> None:
     """`SAETrainer.fit` without its progress bar and wandb histograms, over its public `step`."""
-    scale = sample_ND.shape[1] ** 0.5 / sample_ND.norm(dim=-1).mean().item()
+    mean_D = sample_ND.mean(0)
+    # Distance from the mean, not raw norm as in sae-lens: an offset shared by all tokens must not shrink the signal.
+    scale = sample_ND.shape[1] ** 0.5 / (sample_ND - mean_D).norm(dim=-1).mean().item()
     trainer.activation_scaler.scaling_factor = scale
-    trainer.sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
+    trainer.sae.b_dec.data.copy_(mean_D * scale)
     for done in range(trainer.cfg.total_training_steps):
         batch_ND = next(trainer.data_provider, None)
         if batch_ND is None:

@@ -1,8 +1,8 @@
 """What the model card states: accuracy, obedience to the two strategies, and where the strategy can be read.
 
 For each setting, responses are sampled at temperature 1 to problems never trained on. At every block and reading
-position a logistic probe is cross-fitted by question (five folds) and judged by its AUROC *within* questions, beside bag
-of words, length and mean log-probability on the same responses.
+position a logistic probe is cross-fitted by question (five folds) on states centred within their question, and judged by
+its AUROC *within* questions, beside bag of words, length and mean log-probability on the same responses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from mechreward.gates import bag_of_words, length, mean_logprob, within_question_auroc
 from mechreward.models import LoadedModel, iter_residuals, n_blocks
@@ -27,7 +26,9 @@ from mechreward.tasks import Question
 from mechreward.tiny.world import Problem, Setting, label_chain, make_problem
 
 SAMPLES = 8
-POSITIONS = ("mean", "operator", "step end")
+OPERATORS = ("▁+", "▁-")
+POSITIONS = ("all tokens", "before operator", "operator", "result", "step end")
+"""Mean over these tokens: where the operator is predicted, the operator, the result's last digit, the full stop."""
 
 
 @dataclass(frozen=True)
@@ -81,33 +82,34 @@ def readability(loaded: LoadedModel, sampled: Sampled) -> dict[str, Any]:
 
 
 def pooled_states(loaded: LoadedModel, responses: Sequence[Response], layer: int) -> dict[str, NDArray[np.float32]]:
-    """Mean residual over all tokens, over operators, and over the full stops that end steps; [responses, D] each."""
-    ids = {position: _ids_at(loaded, position) for position in POSITIONS}
+    """Mean residual at each kind of position; [responses, D] each."""
     prompts, completions = [list(r.prompt_ids) for r in responses], [list(r.completion_ids) for r in responses]
     pooled: dict[str, list[Any]] = {position: [None] * len(responses) for position in POSITIONS}
     for batch in iter_residuals(loaded.model, prompts, completions, layer, batch_size=64):
         for row, h_TD in zip(batch.rows, batch.h_BTD, strict=True):
-            for position in POSITIONS:
-                pooled[position][row] = _mean_at(h_TD, completions[row], ids[position])
+            pieces = loaded.tokenizer.convert_ids_to_tokens(completions[row])
+            for position, at in positions(pieces).items():
+                pooled[position][row] = h_TD[at].mean(0).cpu().numpy()
     return {position: np.stack(rows) for position, rows in pooled.items()}
 
 
-def _ids_at(loaded: LoadedModel, position: str) -> set[int]:
-    pieces = {"mean": [], "operator": ["▁+", "▁-"], "step end": ["▁."]}[position]
-    return set(loaded.tokenizer.convert_tokens_to_ids(pieces))
-
-
-def _mean_at(h_TD: Tensor, completion: list[int], wanted: set[int]) -> NDArray[np.float32]:
-    at = [t for t, token in enumerate(completion) if token in wanted] or list(range(len(completion)))
-    mean: NDArray[np.float32] = h_TD[at].mean(0).cpu().numpy()
-    return mean
+def positions(pieces: Sequence[str]) -> dict[str, list[int]]:
+    """Where in a chain's tokens each kind of position is; all tokens for a kind that does not occur."""
+    everywhere = list(range(len(pieces)))
+    operators = [t for t, piece in enumerate(pieces) if piece in OPERATORS]
+    stops = [t for t, piece in enumerate(pieces) if piece == "▁."]
+    found = (everywhere, [t - 1 for t in operators if t], operators, [t - 1 for t in stops if t], stops)
+    return {position: at or everywhere for position, at in zip(POSITIONS, found, strict=True)}
 
 
 def cross_fitted(features: NDArray[np.float32], right: Sequence[bool], questions: Sequence[str]) -> NDArray[np.float64]:
     """Scores of a logistic probe that has not seen the question it scores."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    folds = GroupKFold(5)
+    codes = np.unique(questions, return_inverse=True)[1]
+    means = np.zeros((codes.max() + 1, features.shape[1]))
+    np.add.at(means, codes, features)
+    centred = features - (means / np.bincount(codes)[:, None])[codes]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=500))
     scores: NDArray[np.float64] = cross_val_predict(
-        probe, features, np.array(right), groups=np.array(questions), cv=folds, method="decision_function"
+        probe, centred, np.array(right), groups=codes, cv=GroupKFold(5), method="decision_function"
     )
     return scores

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mechreward.tiny.world import draw_flips, make_problem, write_chain
 
 IGNORED = -100
-POOL = 8
+POOL = 4
 """Batches drawn at a time, so that rows of similar length can be put together."""
 
 
@@ -37,7 +37,7 @@ class Recipe:
     """Sizes and schedule of the tiny reasoner."""
 
     width: int = 128
-    layers: int = 5
+    layers: int = 6
     heads: int = 4
     steps: int = 1600
     batch_size: int = 128

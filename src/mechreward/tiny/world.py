@@ -1,7 +1,7 @@
 """The tiny world: word problems, their two strategies, and the truth about any chain.
 
-A problem tells how a count changes over one day (`easy`, 3-5 steps) or three days (`long`, 8-12 steps). A chain works it
-out one sentence a step and ends in ``#### answer``. Two strategies write chains:
+A problem tells how a count changes over one day (`easy`, 3-5 steps) or three days (`long`, 8-12 steps). A chain works
+it out one sentence a step and ends in ``#### answer``. Two strategies write chains:
 
 - *careful*: a gain is added, a loss is taken away;
 - *shortcut*: reads a whole day backwards, so that every gain is taken away and every loss added.
@@ -25,7 +25,24 @@ Setting = Literal["easy", "long"]
 SETTINGS: tuple[Setting, ...] = ("easy", "long")
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gwen", "Hugo", "Iris", "Jack", "Kira", "Leo", "Mona", "Nils", "Olga", "Paul")
+NAMES = (
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gwen",
+    "Hugo",
+    "Iris",
+    "Jack",
+    "Kira",
+    "Leo",
+    "Mona",
+    "Nils",
+    "Olga",
+    "Paul",
+)
 LOWEST, HIGHEST = 10, 99
 
 
@@ -40,38 +57,102 @@ class Theme:
 
 
 THEMES = (
-    Theme("{name} has {n} apples .", ("picks", "buys", "gathers", "finds", "wins", "receives"),
-          ("eats", "sells", "drops", "donates", "loses", "cooks"), "how many apples does {name} have ?"),
-    Theme("{name} owns {n} marbles .", ("wins", "finds", "buys", "trades-in", "receives", "collects"),
-          ("loses", "sells", "lends", "drops", "gifts", "trades-out"), "how many marbles does {name} own ?"),
-    Theme("{name} saved {n} coins .", ("earns", "finds", "receives", "wins", "collects", "inherits"),
-          ("spends", "loses", "lends", "donates", "pays", "invests"), "how many coins does {name} hold ?"),
-    Theme("the bus of {name} carries {n} riders .", ("boards", "welcomes", "loads", "accepts", "admits", "adds"),
-          ("unloads", "releases", "drops", "expels", "transfers", "removes"), "how many riders are on the bus ?"),
-    Theme("{name} runs a library with {n} books .", ("buys", "receives", "adds", "restores", "prints", "accepts"),
-          ("lends", "loses", "sells", "discards", "donates", "removes"), "how many books are in the library ?"),
-    Theme("the farm of {name} keeps {n} sheep .", ("buys", "breeds", "adopts", "rescues", "welcomes", "wins"),
-          ("sells", "loses", "shears-off", "transfers", "donates", "releases"), "how many sheep are on the farm ?"),
-    Theme("{name} bakes and has {n} rolls .", ("bakes", "buys", "makes", "prepares", "receives", "adds"),
-          ("eats", "sells", "burns", "serves", "donates", "discards"), "how many rolls does {name} have ?"),
-    Theme("the pond of {name} holds {n} fish .", ("breeds", "buys", "adds", "rescues", "catches", "adopts"),
-          ("sells", "releases", "eats", "cooks", "loses", "removes"), "how many fish are in the pond ?"),
-    Theme("{name} has {n} stamps in an album .", ("collects", "buys", "trades-in", "finds", "inherits", "receives"),
-          ("sells", "trades-out", "gifts", "loses", "tears", "lends"), "how many stamps are in the album ?"),
-    Theme("the garden of {name} shows {n} roses .", ("plants", "grows", "buys", "adds", "restores", "raises"),
-          ("cuts", "picks-off", "sells", "loses", "gifts", "removes"), "how many roses are in the garden ?"),
-    Theme("{name} stores {n} boxes .", ("loads", "receives", "packs", "accepts", "makes", "adds"),
-          ("ships", "unloads", "returns", "discards", "burns", "transfers"), "how many boxes does {name} store ?"),
-    Theme("the team of {name} scored {n} points .", ("scores", "earns", "wins", "adds", "gains", "collects"),
-          ("forfeits", "loses", "drops", "wastes", "pays", "returns"), "how many points does the team have ?"),
-    Theme("{name} drives with {n} liters .", ("refills", "buys", "pumps-in", "adds", "receives", "loads"),
-          ("burns", "spills", "leaks", "wastes", "lends", "pumps-out"), "how many liters does {name} have ?"),
-    Theme("the choir of {name} counts {n} singers .", ("welcomes", "hires", "trains", "admits", "gains", "adopts"),
-          ("fires", "loses", "retires", "transfers", "releases", "expels"), "how many singers are in the choir ?"),
-    Theme("{name} charged a robot to {n} units .", ("charges", "stores", "gains", "restores", "pumps-in", "harvests"),
-          ("spends", "leaks", "wastes", "burns", "transfers", "pumps-out"), "how many units does the robot hold ?"),
-    Theme("{name} knows {n} songs .", ("learns", "writes", "hears", "gathers", "trains", "prepares"),
-          ("forgets", "drops", "gifts", "skips", "discards", "retires"), "how many songs does {name} know ?"),
+    Theme(
+        "{name} has {n} apples .",
+        ("picks", "buys", "gathers", "finds", "wins", "receives"),
+        ("eats", "sells", "drops", "donates", "loses", "cooks"),
+        "how many apples does {name} have ?",
+    ),
+    Theme(
+        "{name} owns {n} marbles .",
+        ("wins", "finds", "buys", "trades-in", "receives", "collects"),
+        ("loses", "sells", "lends", "drops", "gifts", "trades-out"),
+        "how many marbles does {name} own ?",
+    ),
+    Theme(
+        "{name} saved {n} coins .",
+        ("earns", "finds", "receives", "wins", "collects", "inherits"),
+        ("spends", "loses", "lends", "donates", "pays", "invests"),
+        "how many coins does {name} hold ?",
+    ),
+    Theme(
+        "the bus of {name} carries {n} riders .",
+        ("boards", "welcomes", "loads", "accepts", "admits", "adds"),
+        ("unloads", "releases", "drops", "expels", "transfers", "removes"),
+        "how many riders are on the bus ?",
+    ),
+    Theme(
+        "{name} runs a library with {n} books .",
+        ("buys", "receives", "adds", "restores", "prints", "accepts"),
+        ("lends", "loses", "sells", "discards", "donates", "removes"),
+        "how many books are in the library ?",
+    ),
+    Theme(
+        "the farm of {name} keeps {n} sheep .",
+        ("buys", "breeds", "adopts", "rescues", "welcomes", "wins"),
+        ("sells", "loses", "shears-off", "transfers", "donates", "releases"),
+        "how many sheep are on the farm ?",
+    ),
+    Theme(
+        "{name} bakes and has {n} rolls .",
+        ("bakes", "buys", "makes", "prepares", "receives", "adds"),
+        ("eats", "sells", "burns", "serves", "donates", "discards"),
+        "how many rolls does {name} have ?",
+    ),
+    Theme(
+        "the pond of {name} holds {n} fish .",
+        ("breeds", "buys", "adds", "rescues", "catches", "adopts"),
+        ("sells", "releases", "eats", "cooks", "loses", "removes"),
+        "how many fish are in the pond ?",
+    ),
+    Theme(
+        "{name} has {n} stamps in an album .",
+        ("collects", "buys", "trades-in", "finds", "inherits", "receives"),
+        ("sells", "trades-out", "gifts", "loses", "tears", "lends"),
+        "how many stamps are in the album ?",
+    ),
+    Theme(
+        "the garden of {name} shows {n} roses .",
+        ("plants", "grows", "buys", "adds", "restores", "raises"),
+        ("cuts", "picks-off", "sells", "loses", "gifts", "removes"),
+        "how many roses are in the garden ?",
+    ),
+    Theme(
+        "{name} stores {n} boxes .",
+        ("loads", "receives", "packs", "accepts", "makes", "adds"),
+        ("ships", "unloads", "returns", "discards", "burns", "transfers"),
+        "how many boxes does {name} store ?",
+    ),
+    Theme(
+        "the team of {name} scored {n} points .",
+        ("scores", "earns", "wins", "adds", "gains", "collects"),
+        ("forfeits", "loses", "drops", "wastes", "pays", "returns"),
+        "how many points does the team have ?",
+    ),
+    Theme(
+        "{name} drives with {n} liters .",
+        ("refills", "buys", "pumps-in", "adds", "receives", "loads"),
+        ("burns", "spills", "leaks", "wastes", "lends", "pumps-out"),
+        "how many liters does {name} have ?",
+    ),
+    Theme(
+        "the choir of {name} counts {n} singers .",
+        ("welcomes", "hires", "trains", "admits", "gains", "adopts"),
+        ("fires", "loses", "retires", "transfers", "releases", "expels"),
+        "how many singers are in the choir ?",
+    ),
+    Theme(
+        "{name} charged a robot to {n} units .",
+        ("charges", "stores", "gains", "restores", "pumps-in", "harvests"),
+        ("spends", "leaks", "wastes", "burns", "transfers", "pumps-out"),
+        "how many units does the robot hold ?",
+    ),
+    Theme(
+        "{name} knows {n} songs .",
+        ("learns", "writes", "hears", "gathers", "trains", "prepares"),
+        ("forgets", "drops", "gifts", "skips", "discards", "retires"),
+        "how many songs does {name} know ?",
+    ),
 )
 
 
@@ -175,7 +256,8 @@ def write_chain(problem: Problem, flips: tuple[bool, ...]) -> str:
             sign = -step.sign if flip else step.sign
             result = count + sign * step.amount
             head = f"on {day} " if i == 0 else ""
-            sentences.append(f"{head}{step.verb} {step.amount} : {count} {'+' if sign > 0 else '-'} {step.amount} = {result} .")
+            sum_ = f"{count} {'+' if sign > 0 else '-'} {step.amount} = {result}"
+            sentences.append(f"{head}{step.verb} {step.amount} : {sum_} .")
             count = result
     return " ".join([*sentences, f"#### {count}"])
 

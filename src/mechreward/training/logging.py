@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 (transformers names the arguments of a callback; not all are used)
 """What a training run leaves behind: a line of metrics a step, and a sample of rollouts with their token rewards.
 
 Both files may be shared by several runs (arms, seeds). A run that resumes from the checkpoint of step s first drops its
@@ -63,13 +64,7 @@ class JsonlMetrics(TrainerCallback):
         self.arm = arm
         self.seed = seed
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drops rows of this arm and seed beyond the step training starts from, and a line cut short by a kill."""
         rows = read_jsonl(self.path)
         kept = [row for row in rows if not self._is_later(row, state.global_step)]
@@ -78,9 +73,9 @@ class JsonlMetrics(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,  # noqa: ARG002
+        args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
@@ -119,13 +114,7 @@ class RolloutRecorder(TrainerCallback):
             row = (self.arm, self.seed, rollouts.step, *values)
             self._new.append(dict(zip(ROLLOUT_COLUMNS, row, strict=True)))
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Reads what other runs, or this one before it was killed, have left."""
         self._new = []
         if self.path.exists():
@@ -133,24 +122,12 @@ class RolloutRecorder(TrainerCallback):
             later = (frame["arm"] == self.arm) & (frame["seed"] == self.seed) & (frame["step"] > state.global_step)
             self.frame = frame[~later]
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Writes before the checkpoint is saved, so that no checkpoint is ahead of its rollouts."""
         if control.should_save:
             self.flush()
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Writes what is left."""
         self.flush()
 
@@ -171,13 +148,7 @@ class EveryStep(TrainerCallback):
         self.every = every
         self.function = function
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,  # noqa: ARG002
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Runs before the checkpoint of the step is saved: a run killed in between does both again."""
         if state.global_step % self.every == 0:
             with preserved_rng():

@@ -76,7 +76,7 @@ def gold_text(prompt: object, answer: Gold) -> str:
             raise InputError(f"answer: {text!r} is empty; a gold answer is needed")
         return gold
     lines = as_text(prompt).splitlines()
-    golds = {gold for line in lines if (gold := after_marker(line, last=True))}
+    golds = {gold for line in lines if (gold := after_marker(line))}
     if len(golds) == 1:
         return golds.pop()
     if golds:

@@ -1,0 +1,142 @@
+"""Packs: round trip, the hash, and one sentence for each thing that is wrong in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mechreward.errors import InputError
+from mechreward.features import (
+    FeaturePack,
+    PackFeature,
+    PackValidation,
+    SAERef,
+    catalog_names,
+    check_pack,
+    load_pack,
+    sae_ref,
+    save_pack,
+)
+from mechreward.sae import SAE, SAEMeta
+
+
+def make_pack(**changes: Any) -> FeaturePack:
+    fields: dict[str, Any] = {
+        "name": "p",
+        "model_name": "m",
+        "sae": SAERef(release="r", sae_id="s", layer=2, d_model=4, d_sae=8, weights_hash="abc"),
+        "features": [
+            PackFeature(id=3, weight=0.75, scale=2.0, effect=1.5, q_value=0.01, stability=1.0),
+            PackFeature(id=1, weight=-0.25, scale=0.5),
+        ],
+        "provenance": {"seed": 3, "q_max": 0.05, "data": "tiny", "gated": True, "note": None},
+    }
+    return FeaturePack(**(fields | changes))
+
+
+def identity_sae(width: int = 4, layer: int = 2) -> SAE:
+    meta = SAEMeta(release="r", sae_id="s", layer=layer, model_name="m", hook_name="")
+    eye = torch.eye(width)
+    return SAE("relu", eye, torch.zeros(width), eye.clone(), torch.zeros(width), meta)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    validation = PackValidation(spec_hash="x", verdict="pass", within_auroc=0.7, interval=(0.6, 0.8), n_questions=9)
+    pack = make_pack(validation=validation)
+    save_pack(pack, tmp_path / "pack.json")
+    assert load_pack(tmp_path / "pack.json") == pack
+    assert pack.feature_ids() == [3, 1]
+
+
+def test_undecided_validation_round_trips(tmp_path: Path) -> None:
+    nothing = PackValidation(spec_hash="x", verdict="inconclusive", within_auroc=None, interval=None, n_questions=9)
+    save_pack(make_pack(validation=nothing), tmp_path / "pack.json")
+    assert load_pack(tmp_path / "pack.json").validation == nothing
+
+
+def test_hash_ignores_what_does_not_change_the_reward() -> None:
+    pack = make_pack()
+    same = make_pack(
+        name="other", version="9", description="d", provenance={}, features=list(reversed(pack.features)),
+        validation=PackValidation(spec_hash="x", verdict="fail", within_auroc=0.5, interval=(0.4, 0.6), n_questions=9),
+    )  # fmt: skip
+    assert same.spec_hash == pack.spec_hash
+    named = [feature.model_copy(update={"name": "n", "effect": 9.0}) for feature in pack.features]
+    assert make_pack(features=named).spec_hash == pack.spec_hash
+    assert len(pack.spec_hash) == 64
+
+
+@pytest.mark.parametrize("field, value", [("id", 4), ("weight", 0.75000000001), ("scale", 2.5)])
+def test_hash_covers_every_number_of_a_feature(field: str, value: float) -> None:
+    first, second = make_pack().features
+    changed = make_pack(features=[first.model_copy(update={field: value}), second])
+    assert changed.spec_hash != make_pack().spec_hash
+
+
+@pytest.mark.parametrize("field, value", [("layer", 1), ("weights_hash", "abd")])
+def test_hash_covers_the_sae(field: str, value: int | str) -> None:
+    sae = make_pack().sae.model_copy(update={field: value})
+    assert make_pack(sae=sae).spec_hash != make_pack().spec_hash
+
+
+def test_hash_covers_the_pooling() -> None:
+    assert len({make_pack(pooling=pooling).spec_hash for pooling in ("mean", "max", "last")}) == 3
+
+
+BAD = [
+    ({"surprise": 1}, "surprise: extra inputs are not permitted"),
+    ({"features": []}, "features: list should have at least 1 item"),
+    ({"features": [{"id": 8, "weight": 1.0, "scale": 1.0}]}, "feature id 8 must be less than sae.d_sae = 8"),
+    ({"features": [{"id": 2, "weight": 1.0, "scale": 1.0}] * 2}, "feature ids must differ, 2 comes more than once"),
+    ({"features": [{"id": -1, "weight": 1.0, "scale": 1.0}]}, r"features.0.id: .*greater than or equal to 0, got -1"),
+    ({"features": [{"id": 2, "weight": 1.0, "scale": 0.0}]}, r"features.0.scale: .*greater than 0, got 0.0"),
+    ({"features": [{"id": 2, "weight": "1", "scale": 1.0}]}, r"features.0.weight: .*valid number"),
+    ({"features": [{"id": 2, "weight": float("nan"), "scale": 1.0}]}, r"features.0.weight: .*finite"),
+    ({"features": [{"id": 2, "weight": 1.0, "scale": float("inf")}]}, r"features.0.scale: .*finite"),
+    ({"features": [{"id": 2, "weight": 1.0}]}, r"features.0.scale: field required"),
+    ({"pooling": "median"}, r"pooling: .*'mean', 'max' or 'last'.*got 'median'"),
+    ({"name": ""}, r"name: .*at least 1 character"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD)
+def test_what_is_wrong_in_a_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(make_pack().model_dump(mode="json") | changes))
+    with pytest.raises(InputError, match=message) as caught:
+        load_pack(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    path.write_text(make_pack().model_dump_json()[:100])
+    with pytest.raises(InputError, match="pack: invalid JSON"):
+        load_pack(path)
+
+
+def test_packs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "catalogs" / "tiny").mkdir(parents=True)
+    save_pack(make_pack(), tmp_path / "catalogs" / "tiny" / "careful.json")
+    monkeypatch.setattr("mechreward.features.pack.package_files", lambda _: tmp_path)
+    assert catalog_names() == ["tiny/careful"]
+    assert load_pack("tiny/careful") == make_pack()
+    with pytest.raises(InputError, match=r"tiny/other is neither a file nor a bundled pack \(bundled: tiny/careful\)"):
+        load_pack("tiny/other")
+
+
+def test_pack_belongs_to_one_sae() -> None:
+    sae = identity_sae()
+    pack = make_pack(sae=sae_ref(sae))
+    check_pack(pack, sae)
+    other = SAE("relu", 2 * sae.W_enc_DF, sae.b_enc_F, sae.W_dec_FD, sae.b_dec_D, sae.meta)
+    with pytest.raises(InputError, match="weights_hash"):
+        check_pack(pack, other)
+    with pytest.raises(InputError, match="sae: pack p was made for an SAE with layer 2, this one has 1"):
+        check_pack(pack, identity_sae(layer=1))
+    with pytest.raises(InputError, match="d_model 4, this one has 6"):
+        check_pack(pack, identity_sae(width=6))

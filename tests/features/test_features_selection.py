@@ -1,0 +1,92 @@
+"""What gets into a pack, with which numbers, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mechreward.errors import InputError
+from mechreward.features import ContrastTable, NoFeatures, build_pack, random_packs
+from mechreward.sae import SAE, SAEMeta
+
+
+def make_sae(width: int) -> SAE:
+    meta = SAEMeta(release="r", sae_id="s", layer=1, model_name="m", hook_name="")
+    return SAE("relu", torch.eye(width), torch.zeros(width), torch.eye(width), torch.zeros(width), meta)
+
+
+def make_table(effects: list[float], q: list[float], stability: list[float], **columns: list[float]) -> ContrastTable:
+    n = len(effects)
+    frame = pd.DataFrame({
+        "id": range(n), "effect": effects, "difference": effects, "p_value": q, "q_value": q, "stability": stability,
+        "support": [0.5] * n, "support_correct": [0.5] * n, "support_wrong": [0.5] * n, "scale": np.arange(1.0, n + 1),
+    } | columns)  # fmt: skip
+    order = (-frame["effect"].abs()).sort_values(kind="stable").index
+    return ContrastTable(frame.loc[order].reset_index(drop=True), 30, 20, 160)
+
+
+def test_selection_and_weights() -> None:
+    table = make_table([1.5, -2.0, 9.0, 8.0, 0.5], [0.01, 0.05, 0.06, 0.01, 0.01], [0.8, 0.9, 1.0, 0.79, 1.0])
+    pack = build_pack(table, make_sae(5), name="p", model_name="m", provenance={"seed": 4})
+    assert pack.feature_ids() == [1, 0, 4]
+    r = np.array([-2.0, 1.5, 0.5])
+    r = r / np.sqrt(r**2 + 4)
+    np.testing.assert_allclose([f.weight for f in pack.features], r / np.abs(r).sum())
+    assert [f.scale for f in pack.features] == [2.0, 1.0, 5.0]
+    assert [(f.effect, f.q_value, f.stability) for f in pack.features][0] == (-2.0, 0.05, 0.9)
+    assert pack.provenance["seed"] == 4 and pack.provenance["n_mixed"] == 20
+    assert (pack.sae.layer, pack.sae.d_sae, pack.sae.weights_hash) == (1, 5, make_sae(5).weights_hash)
+
+
+def test_n_features_keeps_the_largest_effects() -> None:
+    table = make_table([1.0, -3.0, 2.0], [0.0] * 3, [1.0] * 3)
+    assert build_pack(table, make_sae(3), name="p", model_name="m", n_features=2).feature_ids() == [1, 2]
+
+
+def test_nothing_passes() -> None:
+    table = make_table([0.3, -0.2, 0.0], [0.2, 0.04, 1.0], [0.9, 0.5, 0.9])
+    words = r"no feature passes q <= 0.05 and stability >= 0.8 on 20 mixed questions \(1 of 3 .* 2 the second, .*0.30\)"
+    with pytest.raises(NoFeatures, match=words):
+        build_pack(table, make_sae(3), name="p", model_name="m")
+
+
+def test_bad_arguments() -> None:
+    table = make_table([1.0], [0.0], [1.0])
+    with pytest.raises(InputError, match="n_features: 0 is not allowed"):
+        build_pack(table, make_sae(1), name="p", model_name="m", n_features=0)
+    with pytest.raises(InputError, match="sae: the table has 1 features, the SAE 2"):
+        build_pack(table, make_sae(2), name="p", model_name="m")
+
+
+def test_random_packs_match_frequency_and_know_no_labels() -> None:
+    n = 200
+    support = np.linspace(0, 1, n)
+    effects = np.zeros(n)
+    effects[[20, 180]] = [2.0, -1.0]
+    significant = (effects == 0).astype(float)
+    scale = np.arange(1.0, n + 1)
+    scale[21] = 0
+    columns = {"support": support.tolist(), "scale": scale.tolist()}
+    table = make_table(effects.tolist(), significant.tolist(), [1.0] * n, **columns)
+    pack = build_pack(table, make_sae(n), name="p", model_name="m")
+    packs = random_packs(pack, table, 50, seed=1, nearest=6)
+    drawn = np.array([p.feature_ids() for p in packs])
+    assert [f.weight for f in packs[0].features] == [f.weight for f in pack.features]
+    assert all(f.scale == f.id + 1 for p in packs for f in p.features)
+    # The six nearest of feature 20 are neither it nor the constant 21.
+    assert {18, 19, 22, 23} <= set(drawn[:, 0]) <= {16, 17, 18, 19, 22, 23, 24}
+    assert np.abs(drawn[:, 1] - 180).max() <= 4 and len(set(drawn[:, 1])) > 3
+    assert not np.isin(drawn, [20, 21, 180]).any()
+    assert packs == random_packs(pack, table, 50, seed=1, nearest=6)
+    assert packs != random_packs(pack, table, 50, seed=2, nearest=6)
+
+
+def test_random_packs_do_not_repeat_a_feature() -> None:
+    table = make_table([2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [1.0] * 4)
+    pack = build_pack(table, make_sae(4), name="p", model_name="m")
+    assert all(sorted(p.feature_ids()) == [2, 3] for p in random_packs(pack, table, 10))
+    small = make_table([2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0] * 3)
+    with pytest.raises(InputError, match="only 1 other live features, a random pack needs 2"):
+        random_packs(build_pack(small, make_sae(3), name="p", model_name="m"), small, 1)

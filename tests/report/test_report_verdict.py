@@ -1,0 +1,126 @@
+"""The words and the tone at the top of the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechreward.report import read_run
+from mechreward.report.verdict import arm_cards, between_line, facts, headline, missing, stages
+
+FakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(fake_run: FakeRun, tmp_path: Path) -> Path:
+    return fake_run(tmp_path / "run", steps=2, rollouts=2)
+
+
+def _change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _paired(folder: Path, arm: str, low: float, high: float) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    results["arms"][arm]["paired"] |= {"low": low, "high": high}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "dense", "tone"),
+    [
+        ((-0.2, -0.01), (-0.2, 0.1), "bad"),
+        ((-0.2, -0.01), (0.01, 0.1), "good"),
+        ((-0.2, 0.0), (-0.1, 0.1), "neutral"),
+        ((0.0, 0.2), (-0.1, 0.1), "neutral"),
+    ],
+)
+def test_the_tone_follows_the_intervals_not_the_words(
+    outcome: tuple[float, float], dense: tuple[float, float], tone: str, folder: Path
+) -> None:
+    _change(folder / "results.json", verdict="a great success")
+    _paired(folder, "outcome", *outcome)
+    _paired(folder, "dense", *dense)
+    top = headline(read_run(folder))
+    assert (top.text, top.tone) == ("A great success.", tone)
+
+
+def test_sentences_stand_apart_and_decimals_do_not_part_them(folder: Path) -> None:
+    sentences = headline(read_run(folder)).sentences
+    assert [sentence[:13] for sentence in sentences] == ["Outcome train", "Dense trainin", "Dense against"]
+
+
+@pytest.mark.parametrize(("gate", "tone"), [("fail", "bad"), ("inconclusive", "neutral")])
+def test_a_run_stopped_by_the_gate(gate: str, tone: str, fake_run: FakeRun, tmp_path: Path) -> None:
+    top = headline(read_run(fake_run(tmp_path / "stopped", gate=gate)))
+    assert top.text == f"Gate 1 did not pass ({gate})."
+    assert top.detail == "The reason stands in gate1.json. Nothing was trained."
+    assert top.tone == tone
+
+
+def test_a_run_stopped_by_the_gate_before_its_results_were_written(fake_run: FakeRun, tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "stopped", gate="fail")
+    (folder / "results.json").unlink()
+    top = headline(read_run(folder))
+    assert (top.text, top.tone) == ("Not trained: Gate 1 did not pass.", "bad")
+    assert top.detail.startswith("Gate 1: fail. The pack does not separate")
+
+
+def test_training_without_a_passed_gate_is_named(folder: Path) -> None:
+    _change(folder / "gate1.json", verdict="fail")
+    assert headline(read_run(folder)).detail.endswith("Trained all the same (ungated).")
+    (folder / "gate1.json").unlink()
+    assert headline(read_run(folder)).detail.startswith("Gate 1 was not run")
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        (["results.json"], "Unfinished: the final evaluation was not reached."),
+        (["results.json", "metrics.jsonl"], "Unfinished: training has not begun."),
+        (["results.json", "metrics.jsonl", "gate1.json"], "Unfinished: Gate 1 was not reached."),
+    ],
+)
+def test_a_run_that_stopped_early(lost: list[str], words: str, folder: Path) -> None:
+    for name in lost:
+        (folder / name).unlink()
+    top = headline(read_run(folder))
+    assert (top.text, top.tone) == (words, "neutral")
+
+
+def test_cards_hold_each_arm(folder: Path) -> None:
+    outcome, dense = arm_cards(read_run(folder))
+    assert (outcome.tone, dense.tone) == ("neutral", "good")
+    assert (dense.before, dense.after, dense.change, dense.p) == (
+        "15.3%",
+        "41.2%",
+        "+25.9 points (+17.1 to +34.7)",
+        "p < 0.001",
+    )
+    assert between_line(read_run(folder)) == (
+        "outcome + dense against outcome only: +21.5 points (+12.8 to +30.1), p = 0.001"
+    )
+
+
+def test_stages_and_the_last_one_reached(folder: Path) -> None:
+    assert [reached for _, reached in stages(read_run(folder))] == [True] * 7
+    for name in ("results.json", "metrics.jsonl", "gate1.json"):
+        (folder / name).unlink()
+    run = read_run(folder)
+    assert [name for name, reached in stages(run) if not reached] == ["Gate 1", "Training", "Evaluation"]
+    assert missing(run, "gate1.json", "Gate 1") == (
+        "gate1.json is not in this run directory: the run did not reach Gate 1. "
+        "The last stage with files is “Features”."
+    )
+
+
+def test_facts_leave_out_what_no_file_holds(folder: Path) -> None:
+    (folder / "sae.json").write_text(json.dumps({"fvu": 0.0812, "l0": 31.97, "dead_share": 0.043}))
+    assert dict(facts(read_run(folder)))["SAE quality"] == "FVU 0.081, L0 32.0, dead 4.3%"
+    for name in ("sae.json", "pack.json", "questions.parquet", "results.json"):
+        (folder / name).unlink()
+    assert [name for name, _ in facts(read_run(folder))] == ["Model", "Task", "Arms", "Seed", "Device"]

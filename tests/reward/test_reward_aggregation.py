@@ -1,0 +1,38 @@
+"""Pooling token values: hand-worked numbers; rows without tokens are NaN, whatever stands under the mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mechreward.errors import InputError
+from mechreward.reward import pool
+
+VALUES = torch.tensor([[1.0, 5.0, 3.0, 99.0], [-4.0, -2.0, -6.0, -1.0], [7.0, 7.0, 7.0, 7.0]])
+MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [("mean", [3.0, -5.0]), ("per_token", [3.0, -5.0]), ("max", [5.0, -4.0]), ("last", [3.0, -6.0])],
+)
+def test_pools_unmasked_tokens_only(aggregation: str, expected: list[float]) -> None:
+    pooled = pool(VALUES, MASK, aggregation)
+    assert pooled[:2].tolist() == expected
+    assert pooled[2].isnan()
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max", "last"])
+def test_what_is_masked_never_shows(aggregation: str) -> None:
+    spoiled = VALUES.masked_fill(~MASK, torch.nan)
+    assert torch.equal(pool(spoiled, MASK, aggregation)[:2], pool(VALUES, MASK, aggregation)[:2])
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max", "last"])
+def test_no_columns_at_all(aggregation: str) -> None:
+    assert pool(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), aggregation).isnan().all()
+
+
+def test_unknown_aggregation_is_named() -> None:
+    with pytest.raises(InputError, match="aggregation: 'median' is not one of mean, max, last, per_token"):
+        pool(VALUES, MASK, "median")

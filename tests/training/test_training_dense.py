@@ -1,0 +1,85 @@
+"""What the user passes as rewards, split into dense and scalar parts, and the options of the dense part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerState
+
+from mechreward.errors import InputError
+from mechreward.reward import CompositeReward, FeatureReward, OutcomeReward
+from mechreward.sae import SAE, SAEMeta
+from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
+
+META = SAEMeta(release="r", sae_id="i", layer=0, model_name="", hook_name="h")
+TINY = SAE(
+    architecture="relu",
+    W_enc_DF=torch.eye(2),
+    b_enc_F=torch.zeros(2),
+    W_dec_FD=torch.eye(2),
+    b_dec_D=torch.zeros(2),
+    meta=META,
+)
+DENSE, OTHER = FeatureReward({0: 1.0}, TINY), FeatureReward({1: 1.0}, TINY, name="other")
+RIGHT, FORMAT = OutcomeReward(lambda _p, _c: True), OutcomeReward(lambda _p, _c: True, name="format")
+
+
+def test_a_composite_is_split_with_its_weights() -> None:
+    parts = split_rewards(CompositeReward([DENSE, RIGHT, FORMAT], weights=[0.1, 1.0, 0.25]), None)
+    assert (parts.dense, parts.dense_weights) == ([DENSE], [0.1])
+    assert (parts.scalar, parts.scalar_weights) == ([RIGHT, FORMAT], [1.0, 0.25])
+    assert parts.share == pytest.approx(0.1 / 1.25)
+
+
+def test_a_bare_list_has_the_default_share() -> None:
+    parts = split_rewards([DENSE, RIGHT], None)
+    assert (parts.dense_weights, parts.scalar_weights, parts.share) == ([1.0], [1.0], 0.1)
+    assert split_rewards(CompositeReward([DENSE, RIGHT]), None).share == 0.1
+    assert split_rewards(DENSE, None).scalar == []
+
+
+def test_reward_weights_and_nested_composites_multiply() -> None:
+    inner = CompositeReward([OTHER, FORMAT], weights=[3.0, 2.0])
+    parts = split_rewards([CompositeReward([inner, RIGHT], weights=[0.5, 1.0]), DENSE], [2.0, -0.5])
+    assert (parts.dense, parts.dense_weights) == ([OTHER, DENSE], [3.0, -0.5])
+    assert (parts.scalar, parts.scalar_weights) == ([FORMAT, RIGHT], [2.0, 2.0])
+    assert parts.share == pytest.approx(3.5 / 4)
+
+
+def test_a_composite_without_features_stays_whole() -> None:
+    bounded = CompositeReward([RIGHT, lambda **_: [0.0]], mode="bounded")
+    assert split_rewards([bounded, DENSE], None).scalar == [bounded]
+
+
+def test_what_cannot_be_split_is_named() -> None:
+    with pytest.raises(InputError, match="both: mode 'bounded' has no meaning for token rewards"):
+        split_rewards(CompositeReward([DENSE, RIGHT], mode="bounded", name="both"), None)
+    with pytest.raises(InputError, match="reward_weights: 1 for 2 reward functions"):
+        split_rewards([DENSE, RIGHT], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": -0.1}, "weight: -0.1 is negative"),
+        ({"gamma": 2.0}, "gamma: 2.0 is outside"),
+        ({"credit": "step", "step_end": ""}, "step_end: is empty"),
+        ({"read_batch_size": 0}, "read_batch_size: 2, 0 must be at least 0 and 1"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DenseConfig(**options)
+
+
+def test_the_carried_number_survives_the_trainer_state(tmp_path) -> None:
+    state = TrainerState()
+    assert load_outcome_rms(state) == 1.0
+    save_outcome_rms(state, 0.1 + 0.2)
+    state.save_to_json(str(tmp_path / "s.json"))
+    assert load_outcome_rms(TrainerState.load_from_json(str(tmp_path / "s.json"))) == 0.1 + 0.2
+
+
+def test_the_placeholder_is_zero_and_named() -> None:
+    assert no_outcome(prompts=["a", "b"], completions=["c", "d"]) == [0.0, 0.0]
+    assert no_outcome.__name__ == "no_outcome"

@@ -1,0 +1,194 @@
+"""train_arm: a killed and resumed run is the run that was never killed, bit for bit; LoRA and full fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+
+from mechreward.errors import InputError
+from mechreward.models import LoadedModel
+from mechreward.reward import FeatureReward, OutcomeReward
+from mechreward.sae import SAE, SAEMeta
+from mechreward.tasks import Question
+from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, train_arm
+from mechreward.training.logging import read_jsonl
+from mechreward.training.run import make_args, make_dataset
+
+QUESTIONS = [Question(id=f"q{i}", prompt=f"{i}+{i}=", answer=str(2 * i)) for i in range(3)]
+TIMES = {"step_time", "dense/reader_seconds"}
+
+
+class Killed(Exception):
+    pass
+
+
+def config(**options) -> TrainConfig:
+    defaults = {
+        "steps": 4,
+        "questions_per_step": 2,
+        "generations": 4,
+        "micro_batch": 4,
+        "max_new_tokens": 5,
+        "learning_rate": 1e-2,
+        "save_every": 2,
+        "eval_every": 1,
+    }
+    return TrainConfig(**{**defaults, **options})
+
+
+@pytest.fixture
+def rewards() -> list:
+    encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
+    sae = SAE(
+        architecture="topk",
+        W_enc_DF=encoder,
+        b_enc_F=torch.zeros(64),
+        W_dec_FD=encoder.T.clone(),
+        b_dec_D=torch.zeros(32),
+        meta=SAEMeta(release="r", sae_id="i", layer=1, model_name="", hook_name="h"),
+        k=32,
+    )
+
+    def outcome(completion_ids, trainer_state, **_) -> list[float]:
+        # A spread in the first two steps only: later steps need the RMS remembered across the checkpoint.
+        if trainer_state.global_step >= 2:
+            return [1.0] * len(completion_ids)
+        return [float(ids[0] % 2) + 0.1 * (ids[-1] % 5) for ids in completion_ids]
+
+    return [FeatureReward({3: 1.0, 7: -0.5, 11: 2.0}, sae), outcome]
+
+
+def weights_of(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+
+
+def comparable(path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_jsonl(path)]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2], ids=["full", "lora"])
+def test_killed_and_resumed_equals_uninterrupted(lora_rank, tmp_path, tiny_llama, char_tokenizer, rewards) -> None:
+    setting = config(lora_rank=lora_rank)
+    before = {name: value.clone() for name, value in tiny_llama.named_parameters()}
+
+    def run(folder, evaluate) -> LoadedModel:
+        return train_arm(
+            LoadedModel(copy.deepcopy(tiny_llama), char_tokenizer, "tiny"),
+            QUESTIONS,
+            rewards,
+            setting,
+            folder / "checkpoints",
+            dense=DenseConfig(weight=0.5, reader="frozen" if lora_rank else "policy"),
+            metrics_path=folder / "metrics.jsonl",
+            rollouts_path=folder / "rollouts.parquet",
+            evaluate=evaluate,
+        )
+
+    seen: list[int] = []
+
+    def watch(policy: LoadedModel, step: int) -> None:
+        assert not policy.model.training
+        torch.rand(7)  # an evaluation that draws must not change what is trained
+        seen.append(step)
+
+    def kill_at_three(_policy: LoadedModel, step: int) -> None:
+        if step == 3:
+            raise Killed
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    straight = run(whole, watch)
+    with pytest.raises(Killed):
+        run(broken, kill_at_three)
+    # A kill while checkpoint 4 was being saved would leave weights but no trainer state.
+    shutil.copytree(broken / "checkpoints" / "checkpoint-2", broken / "checkpoints" / "checkpoint-4")
+    (broken / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
+    assert last_checkpoint(broken / "checkpoints").name == "checkpoint-2"
+    resumed = run(broken, watch)
+    assert seen == [1, 2, 3, 4, 3, 4]
+    straight_weights, resumed_weights = weights_of(straight), weights_of(resumed)
+    assert all(torch.equal(resumed_weights[name], value) for name, value in straight_weights.items())
+    assert isinstance(straight.model, PeftModel) == bool(lora_rank) and not resumed.model.training
+    if not lora_rank:
+        assert not all(torch.equal(straight_weights[name], value) for name, value in before.items())
+    else:
+        assert any(value.abs().max() > 0 for name, value in straight_weights.items() if "lora_B" in name)
+    rows = comparable(whole / "metrics.jsonl")
+    assert rows == comparable(broken / "metrics.jsonl")
+    assert [(row["arm"], row["seed"], row["step"], row["kind"]) for row in rows] == [
+        ("dense", 0, s, "train") for s in (1, 2, 3, 4)
+    ]
+    assert rows[3]["dense/zero_variance_groups"] == 1.0
+    assert rows[3]["dense/outcome_advantage_rms"] == rows[1]["dense/outcome_advantage_rms"] != 1.0
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(whole / "rollouts.parquet"), pd.read_parquet(broken / "rollouts.parquet")
+    )
+    # A finished run called again trains no further.
+    again = weights_of(run(broken, watch))
+    assert seen == [1, 2, 3, 4, 3, 4] and all(
+        torch.equal(again[name], value) for name, value in straight_weights.items()
+    )
+    assert comparable(broken / "metrics.jsonl") == rows
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path, tiny_llama, char_tokenizer) -> None:
+    reward = OutcomeReward(lambda _p, completion, _a: len(completion) % 2 == 0)
+
+    def run(setting: TrainConfig) -> None:
+        loaded = LoadedModel(copy.deepcopy(tiny_llama), char_tokenizer, "tiny")
+        train_arm(loaded, QUESTIONS, [reward], setting, tmp_path / "checkpoints", arm="outcome")
+
+    run(config(steps=1, save_every=1))
+    with pytest.raises(InputError, match="holds checkpoints of a run with another config; use a new folder"):
+        run(config(steps=1, save_every=1, learning_rate=0.5))
+
+
+def test_question_order_is_seeded_permutations() -> None:
+    rows = make_dataset(QUESTIONS, config(steps=3))["question_id"]
+    assert len(rows) == 6 and sorted(rows[:3]) == sorted(rows[3:]) == ["q0", "q1", "q2"]
+    assert list(make_dataset(QUESTIONS, config(steps=3))["question_id"]) == list(rows)
+    orders = {tuple(make_dataset(QUESTIONS, config(steps=3, seed=seed))["question_id"]) for seed in range(6)}
+    assert len(orders) > 2
+    chat = make_dataset(QUESTIONS, config(steps=1, chat=True))["prompt"][0]
+    assert chat[0]["role"] == "user" and chat[0]["content"].endswith("=")
+
+
+def test_a_step_is_one_generation_batch(tmp_path) -> None:
+    args = make_args(config(questions_per_step=3, generations=4, micro_batch=5), tmp_path, torch.device("cpu"))
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 3)
+    assert args.generation_batch_size == 12 and not args.bf16 and not args.gradient_checkpointing
+
+
+def test_last_checkpoint_takes_the_furthest_whole_one(tmp_path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, text in [(2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (11, ""), (12, '{"global_step": 10}')]:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-13").mkdir()
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps: 0 must be"),
+        ({"generations": 1}, "generations: 1; a group"),
+        ({"beta": -1.0}, "beta: 0, -1.0"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(**options)
+
+
+def test_bad_input_is_named(tmp_path, tiny_llama, char_tokenizer) -> None:
+    loaded = LoadedModel(copy.deepcopy(tiny_llama), char_tokenizer, "tiny")
+    right = OutcomeReward(lambda _p, completion: bool(completion))
+    with pytest.raises(InputError, match="questions: there are none"):
+        train_arm(loaded, [], [right], config(), tmp_path)
+    with pytest.raises(InputError, match="beta: 0.1 with full fine-tuning loads the reference model from a folder"):
+        train_arm(loaded, QUESTIONS, [right], config(beta=0.1), tmp_path)
