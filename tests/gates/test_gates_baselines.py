@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mechreward.errors import InputError
-from mechreward.gates import auroc, bag_of_words, length, mean_logprob, within_question_auroc
+from mechreward.gates import auroc, bag_of_words, length, mean_logprob, reward_from_words, within_question_auroc
 from mechreward.rollout import Response
 
 
@@ -82,3 +82,21 @@ def test_bag_of_words_scores_questions_that_are_not_mixed() -> None:
 def test_bag_of_words_needs_two_mixed_questions() -> None:
     with pytest.raises(InputError, match="only 1 questions have both"):
         bag_of_words(make_responses(1, 4, tell=0.4))
+
+
+def test_a_reward_made_of_words_is_predicted_from_them() -> None:
+    responses = make_responses(60, 6, tell=0.0)
+    worth = np.random.default_rng(1).normal(size=40)
+    scores = np.array([worth[list(r.completion_ids)].mean() for r in responses])
+    questions = np.repeat(np.arange(60), 6)
+    scores += 5 * np.random.default_rng(2).normal(size=60)[questions]
+    within = scores - np.bincount(questions, scores)[questions] / 6
+    assert np.corrcoef(reward_from_words(responses, scores), within)[0, 1] > 0.99
+
+
+def test_a_reward_that_is_not_made_of_words_is_not() -> None:
+    responses = make_responses(60, 6, tell=0.4)
+    noise = np.random.default_rng(1).normal(size=360)
+    assert abs(np.corrcoef(reward_from_words(responses, noise), noise)[0, 1]) < 0.15
+    with pytest.raises(InputError, match="they answer 1 question"):
+        reward_from_words(responses[:6], noise[:6])

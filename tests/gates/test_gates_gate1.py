@@ -1,4 +1,4 @@
-"""Gate 1 on planted worlds: residuals that are known, read through a real FeatureReward and SAE; and on a random Llama."""
+"""Gate 1 on planted worlds (known residuals, read through a real FeatureReward and SAE), and on a tiny random Llama."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_signal_within_questions_passes(monkeypatch: pytest.MonkeyPatch, loade
     assert result.rows[0].within.value == pytest.approx(0.802, abs=0.03)
     assert result.rows[0].within.low < 0.802 < result.rows[0].within.high
     assert result.p_value == 1 / 301
-    assert "better than mean log-probability, length, bag of words" in result.reason
+    assert "better than mean log-probability, length, bag of words, reward predicted" in result.reason
     assert (result.n_questions, result.n_responses, result.questions_needed) == (80, 640, None)
     assert 0.8 * 80 < result.n_mixed <= 80
     assert result.spec_hash == FeatureReward({0: 1.0}, make_sae()).spec_hash
@@ -124,8 +124,10 @@ def test_pure_difficulty_fails_though_its_auroc_is_high(monkeypatch: pytest.Monk
     world = make_world()
     result = run(monkeypatch, loaded, world, world.difficulty_N)
     assert result.verdict == "fail"
-    assert result.rows[0].auroc.low > 0.7 and result.rows[0].within.value == 0.5
-    assert "lies below 0.55" in result.reason
+    assert result.rows[0].auroc.low > 0.7
+    # Equal answers tie but for the rounding of a mean over their tokens.
+    assert result.rows[0].within.value == pytest.approx(0.5, abs=0.05)
+    assert "cannot be told from chance" in result.reason or "lies below 0.55" in result.reason
 
 
 def test_shuffled_labels_fail(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
@@ -161,7 +163,7 @@ def test_a_reward_that_tracks_length_fails(monkeypatch: pytest.MonkeyPatch, load
     assert rows["feature reward"]["low"] > 0.6 and result.p_value < 0.01
     # Shorter is better here: the baseline is turned round, and is then the same score.
     assert rows["length"]["within_auroc"] == pytest.approx(rows["feature reward"]["within_auroc"])
-    assert result.verdict == "fail" and "length is at least as good" in result.reason
+    assert result.verdict == "fail" and "length is as good" in result.reason
 
 
 def test_a_noisy_length_reward_does_not_pass(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
@@ -169,7 +171,7 @@ def test_a_noisy_length_reward_does_not_pass(monkeypatch: pytest.MonkeyPatch, lo
     lengths = np.array([len(r.completion_ids) for r in world.responses], dtype=float)
     noise = np.random.default_rng(0).normal(0, 1, len(lengths))
     result = run(monkeypatch, loaded, world, 30 - lengths + noise)
-    assert result.verdict == "fail" and "length is at least as good" in result.reason
+    assert result.verdict == "fail" and "length is as good" in result.reason
 
 
 def test_a_lexical_reward_fails(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
@@ -184,10 +186,10 @@ def test_a_lexical_reward_fails(monkeypatch: pytest.MonkeyPatch, loaded: LoadedM
     world.responses = rows
     fires = np.array([1.0 + (7 in r.completion_ids) for r in rows])
     result = run(monkeypatch, loaded, world, fires)
-    words = rows_by_name(result)["bag of words"]
-    assert words["within_auroc"] > 0.8
-    assert result.rows[0].within.low > 0.8 and result.verdict != "pass"
-    assert "bag of words" in result.reason
+    rows = rows_by_name(result)
+    assert rows["bag of words"]["within_auroc"] > 0.8 and result.rows[0].within.low > 0.8
+    assert rows["reward predicted from words"]["difference"] < 0.01
+    assert result.verdict == "fail" and "reward predicted from words is as good" in result.reason
 
 
 def test_confident_answers_being_right_is_the_log_probability(
@@ -199,7 +201,7 @@ def test_confident_answers_being_right_is_the_log_probability(
     world.responses = rows
     score = np.array([r.logprobs[0] for r in rows]) + 20
     result = run(monkeypatch, loaded, world, score)
-    assert result.verdict == "fail" and "mean log-probability is at least as good" in result.reason
+    assert result.verdict == "fail" and "mean log-probability is as good" in result.reason
 
 
 def test_random_scores_do_not_pass() -> None:
@@ -214,7 +216,7 @@ def test_random_scores_do_not_pass() -> None:
 
 
 def test_a_weak_signal_in_few_questions_is_inconclusive(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
-    world = make_world(30, 6, seed=2, size=0.5)
+    world = make_world(30, 6, seed=2, size=0.8)
     result = run(monkeypatch, loaded, world, world.signal_N)
     assert result.verdict == "inconclusive"
     assert result.questions_needed is not None and 30 < result.questions_needed < 1000
@@ -276,7 +278,7 @@ def test_a_random_pack_that_is_as_good_fails_the_reward(monkeypatch: pytest.Monk
     plant(monkeypatch, columns)
     reward = FeatureReward({0: 1.0}, make_sae())
     result = gate1(reward, world.responses, loaded, table=make_table(world, columns), draws=200)
-    assert result.verdict == "fail" and "random features of equal frequency is at least as good" in result.reason
+    assert result.verdict == "fail" and "random features of equal frequency is as good" in result.reason
 
 
 def test_result_is_json_and_repeats(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:

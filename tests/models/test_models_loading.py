@@ -125,7 +125,8 @@ def gguf_path(tiny_llama, tmp_path_factory) -> Path:
         (writer.add_vocab_size, 64), (writer.add_rope_dimension_count, 8),
         (writer.add_layer_norm_rms_eps, 1e-6), (writer.add_rope_freq_base, 10000.0),
         (writer.add_tokenizer_model, "gpt2"), (writer.add_tokenizer_pre, "gpt-2"),
-        (writer.add_token_list, ["<s>", "</s>", *map(chr, range(33, 94)), "AB"]), (writer.add_token_types, [3, 3] + [1] * 62),
+        (writer.add_token_list, ["<s>", "</s>", *map(chr, range(33, 94)), "AB"]),
+        (writer.add_token_types, [3, 3] + [1] * 62),
         (writer.add_token_merges, ["A B"]), (writer.add_bos_token_id, 0), (writer.add_eos_token_id, 1),
         (writer.add_chat_template, "{% for m in messages %}{{ m['content'] }}{% endfor %}"),
     ):  # fmt: skip

@@ -90,8 +90,8 @@ def test_accuracy_table_is_exact(page: str) -> None:
 def test_gate_table_is_exact(page: str) -> None:
     section = _section(page, "gate")
     assert _rows(section)[:2] == [
-        ["feature reward", "0.861", "[0.791, 0.931]", "0.842", "[0.790, 0.886]", "–", "–"],
-        ["mean log-probability", "0.603", "[0.533, 0.673]", "0.584", "[0.521, 0.644]", "+0.258", "[0.178, 0.338]"],
+        ["feature reward", "0.842", "[0.790, 0.886]", "–", "–", "0.861", "[0.791, 0.931]"],
+        ["mean log-probability", "0.584", "[0.521, 0.644]", "+0.258", "[0.178, 0.338]", "0.603", "[0.533, 0.673]"],
     ]
     assert len(_rows(section)) == 4
     assert "n: 22 mixed of 24 held-out questions, 192 responses, 28.0% of them right" in section
@@ -249,7 +249,7 @@ def test_a_run_that_just_began_names_every_missing_file(fake_run: FakeRun, tmp_p
     for file, stage in (
         ("metrics.jsonl", "training"),
         ("gate1.json", "Gate 1"),
-        ("pack.json", "discovery"),
+        ("pack.json", "a pack of features"),
         ("rollouts.parquet", "training"),
         ("responses/", "sampling"),
         ("manifest.json", "its first stage"),

@@ -31,9 +31,9 @@ def test_no_responses_are_saved_too(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "r.parquet"
     save_responses(path, RESPONSES)
-    broken = Response("q", 0, ("no id",), (1,), "", (0.0,), "eos")  # type: ignore[arg-type]
-    with pytest.raises((TypeError, ValueError)):
-        save_responses(path, [broken])
+    too_large = Response("q", 2**70, (), (1,), "", (0.0,), "eos")
+    with pytest.raises((OverflowError, ValueError)):
+        save_responses(path, [too_large])
     assert load_responses(path) == RESPONSES
 
 

@@ -77,6 +77,9 @@ def test_order_follows_the_seed_and_mixes_rows(loaded: LoadedModel) -> None:
     owner = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor([len(completion) for _, completion in ROWS]))
     nearest = torch.cdist(stream(3)[:16], want).argmin(1)
     assert len(set(owner[nearest].tolist())) >= 8  # 16 tokens of 30 rows: a batch is not one row
+    # A buffer smaller than the data is filled from rows anywhere in the list, not from its front.
+    first = next(activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=32, seed=3))
+    assert owner[torch.cdist(first, want).argmin(1)].max() >= 15
 
 
 def test_epochs_repeat_every_token(loaded: LoadedModel) -> None:

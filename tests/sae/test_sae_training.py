@@ -141,7 +141,7 @@ def test_rebatched_cuts_any_stream_into_even_batches() -> None:
         ({"n_held_out": 1}, "n_held_out: 1 is not at least 2"),
         ({"activations": stream(1)}, "the stream ended before 600 held-out"),
         ({"activations": stream(4)}, "the stream ended after 1 of 2 training batches"),
-        ({"activations": iter([torch.ones(700, D)])}, "held_out: needs tokens"),
+        ({"activations": iter([torch.ones(900, D)])}, "held_out: needs tokens"),
         ({"held_out": torch.randn(9, D + 1)}, "held_out: needs tokens"),
         ({"activations": iter([torch.zeros(3, D + 1)])}, rf"shape \(3, {D + 1}\) is not \[any, {D}\]"),
         ({"activations": iter([torch.full((3, D), float("nan"))])}, "a residual holds NaN or infinity"),

@@ -100,8 +100,8 @@ def test_broadcast_advantages_train_bit_for_bit_like_stock_trl(loss_type, tmp_pa
     start, config = weights_of(model), {"loss_type": loss_type}
     flat = FeatureReward({3: 0.0}, sae)  # always 0: the dense part vanishes, the shape [B, T] stays
     stock = make(GRPOTrainer, tmp_path, copy.deepcopy(model), even_tokens, char_tokenizer, config=config)
-    ours = make(Spy, tmp_path, copy.deepcopy(model), [flat, even_tokens], char_tokenizer, config=config)
     stock.train()
+    ours = make(Spy, tmp_path, copy.deepcopy(model), [flat, even_tokens], char_tokenizer, config=config)
     ours.train()
     assert ours.seen["advantages"].shape == ours.seen["completion_ids"].shape
     assert ours.seen["advantages"].count_nonzero() > 0

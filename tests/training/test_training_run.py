@@ -190,5 +190,5 @@ def test_bad_input_is_named(tmp_path, tiny_llama, char_tokenizer) -> None:
     right = OutcomeReward(lambda _p, completion: bool(completion))
     with pytest.raises(InputError, match="questions: there are none"):
         train_arm(loaded, [], [right], config(), tmp_path)
-    with pytest.raises(InputError, match="beta: 0.1 with full fine-tuning loads the reference model from a folder"):
+    with pytest.raises(InputError, match="beta: 0.1 with full fine-tuning loads the reference model by name"):
         train_arm(loaded, QUESTIONS, [right], config(beta=0.1), tmp_path)

@@ -4,7 +4,7 @@ May be imported by hacking, steering, training, integrations, report, pipeline a
 features and reward.
 """
 
-from mechreward.gates.baselines import bag_of_words, length, mean_logprob
+from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
 from mechreward.gates.gate1 import Gate1Result, compare, gate1, read_scores
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.statistics import (
@@ -48,6 +48,7 @@ __all__ = [
     "question_pairs",
     "ratio",
     "read_scores",
+    "reward_from_words",
     "wilson",
     "within_question_auroc",
 ]

@@ -1,19 +1,21 @@
 """Scores that need nothing from inside the model: what a reward must beat before it may claim to read more than text.
 
-Each gives one number a response. The lexical one is a logistic regression on which tokens a response holds,
-cross-fitted by question (no question's own answers train its score), on counts centred within the question, so that all
-it learns is how right and wrong answers *to the same question* differ in words.
+Each gives one number a response. Two are fitted, on which tokens a response holds, centred within the question (so that
+all there is to learn is how answers *to the same question* differ) and cross-fitted by question (no question's answers
+train their own score). `bag_of_words` predicts which answers are right. `reward_from_words` predicts the reward itself:
+its target has no label noise, so that a reward that merely fires on words is recovered from far fewer answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GroupKFold
 
 from mechreward.errors import InputError
@@ -21,8 +23,9 @@ from mechreward.rollout import Response
 
 Array = NDArray[np.float64]
 MAX_TOKENS = 1000
-"""Commonest tokens that the lexical baseline counts."""
+"""Commonest tokens that the fitted baselines count."""
 FOLDS = 5
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def mean_logprob(responses: Sequence[Response]) -> Array:
@@ -53,11 +56,9 @@ def bag_of_words(responses: Sequence[Response], *, seed: int = 0) -> Array:
     Raises:
         InputError: if fewer than two questions have right and wrong answers.
     """
-    questions = np.array([response.question_id for response in responses])
+    questions = _questions(responses)
     right = np.array([response.correct is True for response in responses])
-    counts_NV = CountVectorizer(analyzer=_tokens, max_features=MAX_TOKENS, dtype=np.float32).fit_transform(responses)
-    frame = pd.DataFrame(np.log1p(counts_NV.toarray()))
-    x_NV = (frame - frame.groupby(questions).transform("mean")).to_numpy()
+    x_NV = _centred(np.log1p(_counts(responses)), questions)
     share = pd.Series(right.astype(float)).groupby(questions).transform("mean").to_numpy()
     mixed = np.flatnonzero((share > 0) & (share < 1))
     n_mixed = len(set(questions[mixed]))
@@ -71,9 +72,45 @@ def bag_of_words(responses: Sequence[Response], *, seed: int = 0) -> Array:
     return np.asarray(scores, dtype=np.float64)
 
 
+def reward_from_words(responses: Sequence[Response], scores_N: Array, *, seed: int = 0) -> Array:
+    """What token counts (their logarithms, and their shares of the length) explain of a reward: cross-fitted ridge.
+
+    Raises:
+        InputError: if there are fewer than two questions.
+    """
+    questions = _questions(responses)
+    n_questions = len(set(questions))
+    if n_questions < 2:
+        raise InputError(f"responses: they answer {n_questions} question, a fit needs at least 2")
+    counts_NV = _counts(responses)
+    shares_NV = counts_NV / length(responses)[:, None]
+    x_NV = _centred(np.hstack([np.log1p(counts_NV), shares_NV]), questions)
+    y_N = _centred(scores_N[:, None], questions)[:, 0]
+    predicted_N = np.zeros(len(y_N))
+    folds = GroupKFold(min(FOLDS, n_questions), shuffle=True, random_state=seed)
+    for train, test in folds.split(x_NV, groups=questions):
+        predicted_N[test] = RidgeCV(PENALTIES).fit(x_NV[train], y_N[train]).predict(x_NV[test])
+    return predicted_N
+
+
+def _questions(responses: Sequence[Response]) -> NDArray[Any]:
+    return np.array([response.question_id for response in responses])
+
+
+def _counts(responses: Sequence[Response]) -> Array:
+    """[N, V]: how often each of the commonest tokens stands in each response."""
+    counter = CountVectorizer(analyzer=_tokens, max_features=MAX_TOKENS)
+    return np.asarray(counter.fit_transform(responses).toarray(), dtype=np.float64)
+
+
+def _centred(values_NV: Array, questions: NDArray[Any]) -> Array:
+    frame = pd.DataFrame(values_NV)
+    return np.asarray(frame - frame.groupby(questions).transform("mean"))
+
+
 def _tokens(response: Response) -> tuple[int, ...]:
     return response.completion_ids
 
 
-def _fit(x_NV: NDArray[np.float32], right: NDArray[np.bool_]) -> LogisticRegression:
+def _fit(x_NV: Array, right: NDArray[np.bool_]) -> LogisticRegression:
     return LogisticRegression(max_iter=300).fit(x_NV, right)

@@ -1,9 +1,10 @@
 """Gate 1: does the reward tell right from wrong answers to the same, held-out question, and better than trivia does?
 
 It scores the very `FeatureReward` that would train (`reward.compute` on the teacher-forced residuals) and keeps that
-reward's `spec_hash`. Against it, on the same responses: mean log-probability, length, a cross-fitted bag of words, and
-random packs of equal firing frequency. Each baseline is turned round if that helps it (a choice made on the very data,
-which favours the baseline). The questions must not be the ones the features were found on: the caller splits them.
+reward's `spec_hash`. Against it, on the same responses: mean log-probability, length, a cross-fitted bag of words, what
+words explain of the reward itself, and random packs of equal firing frequency. Each baseline is turned round if that
+helps it (a choice made on the very data, which favours the baseline). The questions must not be the ones the features
+were found on: the caller splits them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, FeaturePack, PackValidation, random_packs
 from mechreward.features.pooling import check_responses
-from mechreward.gates.baselines import bag_of_words, length, mean_logprob
+from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, Verdict, judge, too_few
 from mechreward.gates.statistics import (
     Interval,
@@ -118,10 +119,11 @@ def gate1(
     n_mixed = len(_mixed(responses))
     if n_mixed == 0:
         return _result(reward, responses, (), None, _nothing_mixed(responses, bars), bars, draws, seed)
-    if n_mixed >= 2:
-        scores["bag of words"] = [bag_of_words(responses, seed=seed)]
     randoms = random_packs(reward.pack, table, n_random, seed=seed) if table is not None and n_random else []
     judged_N, random_PN = read_scores(reward, randoms, responses, loaded, batch_size=batch_size)
+    if n_mixed >= 2:
+        scores["bag of words"] = [bag_of_words(responses, seed=seed)]
+        scores["reward predicted from words"] = [reward_from_words(responses, judged_N, seed=seed)]
     if randoms:
         scores["random features of equal frequency"] = list(random_PN)
     rows = compare(judged_N, scores, responses, draws=draws, seed=seed)

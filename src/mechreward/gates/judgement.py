@@ -26,6 +26,9 @@ class Thresholds:
 
     within_auroc: float = 0.55
     """The lower 95 % bound must lie above it."""
+    margin: float = 0.02
+    """The lower 95 % bound of the lead over each baseline must lie above it; an upper bound that does not, fails. Not
+    0, because a fitted baseline is a little worse than the words it stands for."""
     permutation_p: float = 0.01
     """The permutation p must lie below it."""
     min_mixed: int = 20
@@ -103,8 +106,8 @@ def _against(judged: ScoreRow, baselines: Sequence[ScoreRow], p_value: float, ba
             f"though these questions would have shown {bars.detectable:.2f}"
         )
     for row in baselines:
-        if row.difference is not None and row.difference.high <= 0:
-            reasons.append(f"{row.name} is at least as good ({words(row.within)}, the reward {words(within)})")
+        if row.difference is not None and row.difference.high <= bars.margin:
+            reasons.append(f"{row.name} is as good ({words(row.within)}, the reward {words(within)})")
     return reasons
 
 
@@ -121,8 +124,8 @@ def _undecided(
         growth = _growth(within.value - 0.5, within.error, 2.33)
         found.append((f"permutation p = {p_value:.3f} is not below {bars.permutation_p:g}", growth))
     for row in baselines:
-        if row.difference is not None and row.difference.low <= 0:
-            growth = _growth(row.difference.value, row.difference.error, 1.96)
+        if row.difference is not None and row.difference.low <= bars.margin:
+            growth = _growth(row.difference.value - bars.margin, row.difference.error, 1.96)
             found.append((f"{row.name} may be as good (difference {words(row.difference)})", growth))
     return found
 

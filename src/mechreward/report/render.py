@@ -88,6 +88,9 @@ def _tables(run: Run) -> dict[str, Any]:
         "accuracy_table": tables.accuracy_table(run.results) if verdict.arm_cards(run) and run.results else None,
         "gate_table": None if run.gate is None else tables.gate_table(run.gate),
         "features_table": None if run.pack is None else tables.features_table(run.pack, run.features),
+        "candidates_table": tables.candidates_table(run.features)
+        if run.pack is None and run.features is not None
+        else None,
         "responses_table": tables.responses_table(run) if run.responses else None,
     }
 

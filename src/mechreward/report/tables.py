@@ -78,11 +78,11 @@ def gate_table(gate: dict[str, Any]) -> Table:
     """The judged reward and every baseline, in the gate's own order; `rows[0]` is the judged one and set strong."""
     columns = (
         Column("Score", numeric=False),
-        Column("AUROC"),
-        Column("95% interval"),
-        Column("Within a question"),
+        Column("AUROC within a question"),
         Column("95% interval"),
         Column("The reward's lead"),
+        Column("95% interval"),
+        Column("AUROC over all answers"),
         Column("95% interval"),
     )
     rows = [Row(_gate_cells(row), strong=index == 0) for index, row in enumerate(gate["rows"])]
@@ -98,12 +98,12 @@ def gate_table(gate: dict[str, Any]) -> Table:
 def _gate_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["name"],
-        f.number(row.get("auroc")),
-        f.interval(row.get("auroc_low"), row.get("auroc_high")),
         f.number(row.get("within_auroc")),
         f.interval(row.get("low"), row.get("high")),
         f.signed(row.get("difference")),
         f.interval(row.get("difference_low"), row.get("difference_high")),
+        f.number(row.get("auroc")),
+        f.interval(row.get("auroc_low"), row.get("auroc_high")),
     )
 
 
@@ -128,6 +128,15 @@ def features_table(pack: dict[str, Any], features: pd.DataFrame | None) -> Table
     left_out = len(rows) - MAX_FEATURES
     note = f"{left_out} more features are in pack.json." if left_out > 0 else ""
     return Table(columns, rows[:MAX_FEATURES], note)
+
+
+def candidates_table(features: pd.DataFrame) -> Table:
+    """The strongest features of a contrast that gave no pack: how near the run came."""
+    columns = (Column("Feature"), Column("Effect"), Column("q"), Column("Stability"), Column("Support"))
+    strongest = features.sort_values("effect", key=abs, ascending=False, kind="stable").head(10)
+    cells = [_feature_cells({"weight": None, **feature}) for feature in _by_id(strongest).values()]
+    rows = [Row((row[0], *row[4:])) for row in cells]
+    return Table(columns, rows, f"The 10 largest effects of {f.count(len(features))} features; none went into a pack.")
 
 
 def _feature_cells(feature: dict[str, Any]) -> tuple[str, ...]:

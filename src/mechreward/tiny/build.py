@@ -40,9 +40,9 @@ class SAERecipe:
     k: int = 24
     n_questions: int = 600
     """Of each setting, with four responses each."""
-    n_tokens: int = 3_000_000
-    batch_size: int = 2048
-    lr: float = 1e-3
+    n_tokens: int = 800_000
+    batch_size: int = 512
+    lr: float = 2e-3
 
 
 SMALL_SAE = SAERecipe(layer=1, expansion=4, k=16, n_questions=30, n_tokens=40_960)
@@ -84,7 +84,7 @@ def build_sae(loaded: LoadedModel, recipe: SAERecipe, seed: int) -> TrainedSAE:
     questions = [
         question
         for setting in SETTINGS
-        for question in load_questions(f"tiny:{setting}", limit=recipe.n_questions, seed=seed + 1)
+        for question in load_questions(f"tiny:{setting}", limit=recipe.n_questions, seed=seed + 1_000_003)
     ]
     responses = sample_responses(loaded, questions, n=4, max_new_tokens=192, seed=seed)
     rows = [(response.prompt_ids, response.completion_ids) for response in responses]
@@ -106,7 +106,7 @@ def build_sae(loaded: LoadedModel, recipe: SAERecipe, seed: int) -> TrainedSAE:
 
 
 def _say(progress: Progress) -> None:
-    logger.info("step %d: loss %.4f nats a token, floor %.4f", *progress)
+    logger.info("step %d: loss %.4f nats a token, floor %.4f, planted question %.4f", *progress)
 
 
 def main(out: Path, small: bool = False, seed: int = 0, device: str = "cpu") -> None:

@@ -1,7 +1,7 @@
 """The tiny reasoner's tokenizer: one token a word, one token a digit.
 
-Words carry their leading space (``▁buys``), a number's first digit does and its others do not (``▁1`` ``9``), so decoding
-gives back the exact text. Built from the world's own word list; nothing is learnt.
+Words carry their leading space (``▁buys``), a number's first digit does and its others do not (``▁1`` ``9``), so
+decoding gives back the exact text. Built from the world's own word list; nothing is learnt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the model card states: accuracy, obedience to the two strategies, and where the strategy can be read.
 
 For each setting, responses are sampled at temperature 1 to problems never trained on. At every block and reading
-position a logistic probe is cross-fitted by question (five folds) on states centred within their question, and judged by
-its AUROC *within* questions, beside bag of words, length and mean log-probability on the same responses.
+position a logistic probe is cross-fitted by question (five folds) on states centred within their question, and judged
+by its AUROC *within* questions, beside bag of words, length and mean log-probability on the same responses.
 """
 
 from __future__ import annotations

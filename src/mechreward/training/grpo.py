@@ -28,7 +28,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.errors import InputError
-from mechreward.models import find_blocks
+from mechreward.models import find_blocks, unwrap
 from mechreward.reward import Advantages, FeatureReward, dense_advantages, pool, token_credit
 from mechreward.reward.feature_reward import read_tokens
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
@@ -146,6 +146,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _reader(self) -> Iterator[torch.nn.Module]:
+        """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which a gate never has."""
         policy = self.accelerator.unwrap_model(self.model)
         if self._frozen is not None:
             yield self._frozen
@@ -154,7 +155,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if self.dense.reader == "frozen":
             adapters_off = policy.disable_adapter()
         with adapters_off:
-            yield policy
+            yield unwrap(policy).get_decoder()
 
     def _advantages(
         self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor, loss_mask_BT: Tensor, mode: str
@@ -252,7 +253,7 @@ def check_host(args: GRPOConfig | None) -> None:
 
 def frozen_decoder(model: Any, layer: int) -> torch.nn.Module:
     """A copy of the model's decoder as it is now, without the blocks after `layer`, taking no gradient."""
-    decoder = copy.deepcopy(model.get_decoder())
+    decoder = copy.deepcopy(unwrap(model).get_decoder())
     del find_blocks(decoder)[layer + 1 :]
     return decoder.eval().requires_grad_(False)
 

@@ -219,11 +219,10 @@ def _trainable(loaded: LoadedModel, config: TrainConfig) -> Any:
             if "lora_" in name:
                 parameter.requires_grad_(True)
         return model
-    source = str(model.config.name_or_path or "")
-    if config.beta and not config.lora_rank and not Path(source).is_dir():
+    if config.beta and not config.lora_rank and not model.config.name_or_path:
         raise InputError(
-            f"beta: {config.beta} with full fine-tuning loads the reference model from a folder, and {source!r} "
-            "is none; use lora_rank or beta 0"
+            f"beta: {config.beta} with full fine-tuning loads the reference model by name, and this model has none; "
+            "use lora_rank, or beta 0"
         )
     return model.requires_grad_(True)
 

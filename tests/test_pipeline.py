@@ -1,0 +1,248 @@
+"""The main job on the bundled model: stages, outcomes in words, resuming, and what bad input leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mechreward.config import ImproveConfig, make_config
+from mechreward.errors import InputError
+from mechreward.files import read_json
+from mechreward.pipeline import improve, prepare, stage_seed, verdict_words
+from mechreward.tasks import load_split
+
+QUICK: dict[str, Any] = {
+    "questions": "tiny:easy",
+    "limit": 150,
+    "known": 0.8,
+    "eval_samples": 2,
+    "max_new_tokens": 96,
+    "arms": ("outcome", "dense"),
+    "steps": 2,
+    "questions_per_step": 2,
+    "generations": 4,
+    "eval_every": 1,
+    "save_every": 1,
+}
+TIMINGS = {"runtime_s", "dense/reader_seconds", "step_time", "train_runtime"}
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+class Killer:
+    """Progress that raises when the given stage has counted once."""
+
+    def __init__(self, stage: str) -> None:
+        self.kill_at = stage
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+        def advance(_: int) -> None:
+            if title.startswith(self.kill_at):
+                raise Killed
+
+        yield advance
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "whole"
+    assert improve(make_config(**QUICK, out=out)).passed
+    return out
+
+
+def test_a_run_leaves_every_file(finished: Path) -> None:
+    files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml", "manifest.json", "questions.parquet", "responses/baseline.parquet", "responses/known.parquet",
+        "features.parquet", "pack.json", "gate1.json", "metrics.jsonl", "rollouts.parquet", "results.json",
+        "responses/final-outcome.parquet", "responses/final-dense.parquet", "report.html",
+    } <= files  # fmt: skip
+    assert not [name for name in files if name.endswith(".tmp")]
+
+
+def test_results_hold_both_arms_with_n_and_intervals(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    n_unknown = len(load_split(finished / "questions.parquet").unknown)
+    for arm in ("outcome", "dense"):
+        for when in ("before", "after"):
+            numbers = results["arms"][arm][when]
+            assert numbers["low"] <= numbers["accuracy"] <= numbers["high"]
+            assert (numbers["n_questions"], numbers["n_responses"]) == (n_unknown, 2 * n_unknown)
+    assert results["arms"]["outcome"]["before"] == results["arms"]["dense"]["before"]
+    assert results["dense_minus_outcome"]["n_questions"] == n_unknown
+
+
+def test_arms_see_the_same_questions_and_unknown_ones_never(finished: Path) -> None:
+    rollouts = pd.read_parquet(finished / "rollouts.parquet")
+    unknown = {q.id for q in load_split(finished / "questions.parquet").unknown}
+    by_arm = {arm: list(rows["question_id"]) for arm, rows in rollouts.groupby("arm")}
+    assert by_arm["outcome"] == by_arm["dense"]
+    assert not unknown & set(rollouts["question_id"])
+    assert not unknown & set(pd.read_parquet(finished / "responses" / "known.parquet")["question_id"])
+
+
+def test_metrics_have_a_row_a_step_and_an_evaluation(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for arm in ("outcome", "dense"):
+        mine = [row for row in rows if row["arm"] == arm]
+        assert [row["step"] for row in mine if row["kind"] == "train"] == [1, 2]
+        assert [row["step"] for row in mine if row["kind"] == "eval"] == [0, 1, 2]
+    last = next(row for row in rows if row["kind"] == "eval" and row["arm"] == "dense" and row["step"] == 2)
+    assert last["accuracy"] == read_json(finished / "results.json")["arms"]["dense"]["after"]["accuracy"]
+
+
+def test_the_gated_pack_is_the_one_that_trained(finished: Path) -> None:
+    pack, gate = read_json(finished / "pack.json"), read_json(finished / "gate1.json")
+    assert gate["verdict"] == pack["validation"]["verdict"] == "pass"
+    assert gate["spec_hash"] == pack["validation"]["spec_hash"]
+    run = read_json(finished / "checkpoints" / "dense" / "run.json")
+    assert [spec for spec, _ in run["features"]] == [gate["spec_hash"]]
+
+
+@pytest.mark.parametrize("stage", ["sample known", "train dense"])
+def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        improve(make_config(**QUICK, out=out), Killer(stage))
+    improve(make_config(**QUICK, out=out, resume=True))
+    for name in ("pack.json", "gate1.json"):
+        assert read_json(out / name) == read_json(finished / name)
+    assert _untimed(read_json(out / "results.json")) == _untimed(read_json(finished / "results.json"))
+    assert _metrics(out) == _metrics(finished)
+    for name in ("rollouts.parquet", "responses/final-dense.parquet"):
+        pd.testing.assert_frame_equal(_sorted(out / name), _sorted(finished / name))
+
+
+def _untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMINGS}
+
+
+def _metrics(out: Path) -> list[dict[str, Any]]:
+    rows = [_untimed(json.loads(line)) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return sorted(rows, key=lambda row: (row["arm"], row["kind"], row["step"]))
+
+
+def _sorted(path: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    keys = [key for key in ("arm", "step", "question_id", "sample", "completion") if key in frame]
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def test_finished_run_resumes_to_the_same_report(finished: Path) -> None:
+    before = _untimed(read_json(finished / "results.json"))
+    outcome = improve(make_config(**QUICK, out=finished, resume=True))
+    assert _untimed(outcome.results) == before
+
+
+def test_run_is_refused_or_resumed_but_never_mixed(finished: Path) -> None:
+    with pytest.raises(InputError, match=r"^out: .* holds a run already; give --resume"):
+        improve(make_config(**QUICK, out=finished))
+    with pytest.raises(InputError, match=r"^steps: 3 is not what the run in .* was started with \(2\)"):
+        improve(make_config(**QUICK | {"steps": 3}, out=finished, resume=True))
+
+
+def test_too_few_questions_end_in_words_not_in_training(tmp_path: Path) -> None:
+    config = make_config(**QUICK | {"limit": 8, "known": 0.5}, out=tmp_path / "run")
+    outcome = improve(config)
+    assert not outcome.passed
+    assert outcome.verdict.startswith("There is no pack to gate: features: no feature passes q <= 0.05")
+    assert outcome.verdict.endswith("Nothing was trained.")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert outcome.report.exists()
+
+
+def test_all_wrong_is_an_error_with_a_report(tmp_path: Path) -> None:
+    questions = tmp_path / "impossible.jsonl"
+    rows = [{"question": f"Ada has 2{i} apples . how many apples does Ada have ?", "answer": "1000"} for i in range(8)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="responses: .*wrong"):
+        improve(make_config(**QUICK | {"questions": str(questions), "limit": None, "known": 0.5}, out=out))
+    assert "Stopped before Gate 1" in read_json(out / "results.json")["verdict"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"questions": "none.jsonl"}, "none.jsonl"),
+        ({"questions": "tiny:hard"}, "tiny:hard"),
+        ({"verifier": "vibes"}, "verifier: "),
+        ({"model": "no/such/folder"}, "no/such/folder"),
+        ({"layer": 99}, "layer: 99"),
+        ({"sae": "nowhere"}, "nowhere"),
+        ({"limit": 1}, "known: "),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        improve(make_config(**QUICK | change, out=tmp_path / "run"))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^out: cannot write to the folder"):
+        improve(make_config(**QUICK, out=tmp_path / "file" / "run"))
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"^out: .* is not empty and holds no run"):
+        improve(make_config(**QUICK, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_bundled_sae_and_own_sae() -> None:
+    assert prepare(make_config(**QUICK)).sae is not None
+    assert prepare(make_config(**QUICK | {"layer": 1})).sae is None
+    assert prepare(make_config(**QUICK | {"layer": 1})).layer == 1
+
+
+def test_stage_seeds_differ_and_depend_on_the_seed() -> None:
+    seeds = {stage_seed(seed, stage) for seed in (0, 1) for stage in ("known", "baseline", "gate")}
+    assert len(seeds) == 6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.2, "accuracy rose by"), (-0.2, -0.01, "accuracy fell by"), (-0.1, 0.1, "inconclusive, accuracy changed by")],
+)
+def test_verdict_says_what_the_interval_allows(low: float, high: float, words: str) -> None:
+    paired = {"difference": (low + high) / 2, "low": low, "high": high, "p_value": 0.04}
+    arm = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.5 + (low + high) / 2}, "paired": paired}
+    assert words in verdict_words({"arms": {"dense": arm}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "questions: is needed and was not given"),
+        ({"questions": "tiny:easy", "stpes": 3}, "stpes: there is no such field; there are questions, model"),
+        ({"questions": "tiny:easy", "known": 1.5}, "known: 1.5 is not allowed (Input should be less than 1)"),
+        ({"questions": "tiny:easy", "arms": ("magic",)}, "arms.0: 'magic' is not allowed"),
+    ],
+)
+def test_make_config_names_field_value_and_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        make_config(**values)
+    assert str(error.value).startswith(message)
+
+
+def test_config_survives_yaml(tmp_path: Path) -> None:
+    from mechreward.config import load_config
+
+    config = make_config(**QUICK)
+    (tmp_path / "c.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    assert ImproveConfig(**load_config(tmp_path / "c.yaml")) == config
