@@ -11,10 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mechreward.comparison import verdict_words
 from mechreward.config import ImproveConfig, make_config
 from mechreward.errors import InputError
 from mechreward.files import read_json
-from mechreward.pipeline import improve, prepare, stage_seed, verdict_words
+from mechreward.inputs import prepare, stage_seed
+from mechreward.pipeline import improve
 from mechreward.tasks import load_split
 
 QUICK: dict[str, Any] = {
@@ -217,7 +219,11 @@ def test_stage_seeds_differ_and_depend_on_the_seed() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.2, "accuracy rose by"), (-0.2, -0.01, "accuracy fell by"), (-0.1, 0.1, "inconclusive, accuracy changed by")],
+    [
+        (0.01, 0.2, "accuracy rose by"),
+        (-0.2, -0.01, "accuracy fell by"),
+        (-0.1, 0.1, "inconclusive, accuracy changed by"),
+    ],
 )
 def test_verdict_says_what_the_interval_allows(low: float, high: float, words: str) -> None:
     paired = {"difference": (low + high) / 2, "low": low, "high": high, "p_value": 0.04}

@@ -17,20 +17,14 @@ told to go on ungated.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import yaml
-
-from mechreward import tiny
+from mechreward.comparison import accuracy, compare_arms
 from mechreward.config import Arm, ImproveConfig
 from mechreward.errors import InputError
 from mechreward.features import (
@@ -45,19 +39,20 @@ from mechreward.features import (
     save_contrast,
     save_pack,
 )
-from mechreward.files import append_row, atomic_path, make_folder, read_json, write_json
-from mechreward.gates import accuracy_interval, gate1, paired_test, question_means
-from mechreward.models import LoadedModel, check_layer, d_model, load_model
+from mechreward.files import append_row, read_json, write_json
+from mechreward.gates import gate1
+from mechreward.inputs import Inputs, load_policy, open_run, prepare, stage_seed
+from mechreward.models import LoadedModel, d_model
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
 from mechreward.sae import SAE, SAEMeta, activation_batches, load_sae, save_sae, train_sae
-from mechreward.tasks import Columns, Question, QuestionSplit, load_questions, save_questions, split_questions
+from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
 from mechreward.training.logging import read_jsonl
-from mechreward.verifiers import Verifier, get_verifier
 
 
+@runtime_checkable
 class StageProgress(Protocol):
     """Where a run tells what it is doing; the command line draws it, `silent` does not."""
 
@@ -86,118 +81,6 @@ class Outcome:
     """Whether Gate 1 passed."""
     results: dict[str, Any]
     """What `results.json` holds."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything a run needs, loaded and checked before its folder is made."""
-
-    config: ImproveConfig
-    split: QuestionSplit
-    verifier: Verifier
-    loaded: LoadedModel
-    layer: int
-    sae: SAE | None
-    """None if one is to be trained."""
-
-
-def prepare(config: ImproveConfig) -> Inputs:
-    """Loads and checks questions, model and SAE. Writes nothing.
-
-    Raises:
-        InputError: one sentence on the first thing that is wrong.
-    """
-    verifier = get_verifier(config.verifier)
-    columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
-    questions = load_questions(
-        config.questions,
-        columns=columns,
-        limit=config.limit,
-        seed=config.seed,
-        prompt_format=config.prompt_format,
-        options=dict(config.generator_options),
-    )
-    split = split_questions(questions, config.known, config.seed)
-    if config.layer is None and config.sae is None and config.model != "tiny":
-        raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
-    loaded = _load_model(config)
-    sae = _load_sae(config)
-    layer = sae.meta.layer if sae is not None else config.layer
-    assert layer is not None
-    check_layer(loaded.model, layer)
-    if sae is not None and sae.d_model != d_model(loaded.model):
-        width = d_model(loaded.model)
-        raise InputError(
-            f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
-        )
-    return Inputs(config, split, verifier, loaded, layer, sae)
-
-
-def _load_model(config: ImproveConfig) -> LoadedModel:
-    name = str(tiny.MODEL) if config.model == "tiny" else config.model
-    return load_model(name, adapter=config.adapter, dtype=config.dtype, device=config.device)
-
-
-def _load_sae(config: ImproveConfig) -> SAE | None:
-    bundled = config.model == "tiny" and config.sae is None and config.layer is None
-    source = str(tiny.SAE_FOLDER) if bundled else config.sae
-    if source is None:
-        return None
-    sae = load_sae(source, config.sae_id, device=config.device)
-    if config.layer is not None and config.layer != sae.meta.layer:
-        raise InputError(
-            f"layer: {config.layer} is not the layer of the SAE {source}, which reads block {sae.meta.layer}"
-        )
-    return sae
-
-
-def open_run(config: ImproveConfig) -> Path:
-    """Makes the run directory, or with `resume` finds the one a killed run left.
-
-    Raises:
-        InputError: if it holds a run and `resume` is off, another configuration, or cannot be written to.
-    """
-    folder, stored_at = config.out, config.out / "config.yaml"
-    if stored_at.exists():
-        if not config.resume:
-            raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
-        stored, now = yaml.safe_load(stored_at.read_text()), _stored(config)
-        changed = [field for field in now if stored.get(field) != now[field]]
-        if changed:
-            raise InputError(
-                f"{changed[0]}: {now[changed[0]]!r} is not what the run in {folder} was started with "
-                f"({stored.get(changed[0])!r}); a resumed run keeps its configuration"
-            )
-        return folder
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
-    make_folder(folder)
-    write_json(folder / "manifest.json", _manifest(config))
-    with atomic_path(stored_at) as temporary:
-        temporary.write_text(yaml.safe_dump(_stored(config), sort_keys=False))
-    return folder
-
-
-def _stored(config: ImproveConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"out", "resume"})
-
-
-def _manifest(config: ImproveConfig) -> dict[str, Any]:
-    packages = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "device": config.device,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-        "hashes": {},
-    }
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """A seed of its own for each stage, so that skipping one on resume changes no other."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{stage}".encode()).digest()[:4], "big")
 
 
 def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
@@ -230,7 +113,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
         return finish(folder, {"verdict": verdict, "arms": {}}, started, gate)
     for arm in config.arms:
         run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
-    return finish(folder, compare_arms(inputs, folder), started, gate)
+    return finish(folder, compare_arms(config.arms, folder), started, gate)
 
 
 def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) -> list[Response]:
@@ -384,7 +267,7 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             baseline = load_responses(folder / "responses" / "baseline.parquet")
             append_row(metrics, {"arm": arm, "seed": config.seed, "step": 0, "kind": "eval"} | accuracy(baseline))
         policy = train_arm(
-            _load_model(config),
+            load_policy(config),
             inputs.split.known,
             [reward, OutcomeReward(inputs.verifier)],
             _train_config(config),
@@ -404,55 +287,6 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
 def _train_config(config: ImproveConfig) -> TrainConfig:
     same = set(TrainConfig.__dataclass_fields__) & set(ImproveConfig.model_fields)
     return TrainConfig(**{field: getattr(config, field) for field in same})
-
-
-def accuracy(responses: Sequence[Response]) -> dict[str, Any]:
-    """Share of right responses with its 95 % interval, clustered by question."""
-    questions = [response.question_id for response in responses]
-    interval = accuracy_interval([bool(response.correct) for response in responses], questions)
-    counts = {"n_questions": len(set(questions)), "n_responses": len(responses)}
-    return {"accuracy": interval.value, "low": interval.low, "high": interval.high} | counts
-
-
-def _by_question(responses: Sequence[Response]) -> dict[str, float]:
-    return question_means([bool(r.correct) for r in responses], [r.question_id for r in responses])
-
-
-def compare_arms(inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Every arm against the untrained model, and dense against outcome-only, question by question on UNKNOWN."""
-    before = load_responses(folder / "responses" / "baseline.parquet")
-    arms: dict[str, Any] = {}
-    means = {}
-    for arm in inputs.config.arms:
-        after = load_responses(folder / "responses" / f"final-{arm}.parquet")
-        means[arm] = _by_question(after)
-        paired = asdict(paired_test(_by_question(before), means[arm]))
-        arms[arm] = {"before": accuracy(before), "after": accuracy(after), "paired": paired}
-    results: dict[str, Any] = {"arms": arms}
-    if len(means) == 2:
-        results["dense_minus_outcome"] = asdict(paired_test(means["outcome"], means["dense"]))
-    return results | {"verdict": verdict_words(results)}
-
-
-def verdict_words(results: dict[str, Any]) -> str:
-    """What the intervals allow to be said, and no more."""
-    sentences = []
-    for arm, numbers in results["arms"].items():
-        before, after, paired = numbers["before"]["accuracy"], numbers["after"]["accuracy"], numbers["paired"]
-        sentences.append(f"{_said(paired, arm.capitalize() + ' training', 'accuracy')} ({before:.3f} to {after:.3f}).")
-    between = results.get("dense_minus_outcome")
-    if between is not None:
-        sentences.append(_said(between, "Dense against outcome-only", "final accuracy") + ".")
-    return " ".join(sentences)
-
-
-def _said(paired: dict[str, Any], subject: str, quantity: str) -> str:
-    interval = f"{paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}], p = {paired['p_value']:.4f}"
-    if paired["low"] > 0:
-        return f"{subject}: {quantity} rose by {interval}"
-    if paired["high"] < 0:
-        return f"{subject}: {quantity} fell by {interval}"
-    return f"{subject}: inconclusive, {quantity} changed by {interval}"
 
 
 def finish(folder: Path, results: dict[str, Any], started: float, gate: dict[str, Any] | None = None) -> Outcome:

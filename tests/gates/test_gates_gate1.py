@@ -175,7 +175,8 @@ def test_a_noisy_length_reward_does_not_pass(monkeypatch: pytest.MonkeyPatch, lo
 
 
 def test_a_lexical_reward_fails(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
-    """Right answers hold token 7 more often; a reward that fires on it is no better than the bag of words."""
+    """Right answers hold token 7 more often, and every token has its worth: a reward that is the mean worth of an
+    answer's tokens tells right from wrong, but what it tells is in the words."""
     world = make_world()
     rng = np.random.default_rng(5)
     rows = []
@@ -184,12 +185,20 @@ def test_a_lexical_reward_fails(monkeypatch: pytest.MonkeyPatch, loaded: LoadedM
         ids[0] = 7 if rng.random() < (0.85 if response.correct else 0.15) else 9
         rows.append(replace(response, completion_ids=tuple(ids)))
     world.responses = rows
+    worth = rng.normal(0, 0.3, 60)
+    worth[7], worth[9] = 3, 1
+    score = np.array([5 + worth[list(r.completion_ids)].mean() for r in rows])
+    result = run(monkeypatch, loaded, world, score)
+    by_name = rows_by_name(result)
+    assert result.rows[0].within.low > 0.65 and result.p_value < 0.01
+    assert by_name["bag of words"]["within_auroc"] > 0.75
+    assert abs(by_name["reward predicted from words"]["difference"]) < 0.01
+    assert result.verdict == "fail" and "reward predicted from words is as good" in result.reason
+    # The noiseless detector of that one word, which a fitted bag of words only comes near to, does not pass either.
     fires = np.array([1.0 + (7 in r.completion_ids) for r in rows])
     result = run(monkeypatch, loaded, world, fires)
-    rows = rows_by_name(result)
-    assert rows["bag of words"]["within_auroc"] > 0.8 and result.rows[0].within.low > 0.8
-    assert rows["reward predicted from words"]["difference"] < 0.01
-    assert result.verdict == "fail" and "reward predicted from words is as good" in result.reason
+    assert result.rows[0].within.low > 0.8 and result.verdict != "pass"
+    assert "reward predicted from words" in result.reason
 
 
 def test_confident_answers_being_right_is_the_log_probability(
@@ -216,7 +225,7 @@ def test_random_scores_do_not_pass() -> None:
 
 
 def test_a_weak_signal_in_few_questions_is_inconclusive(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
-    world = make_world(30, 6, seed=2, size=0.8)
+    world = make_world(30, 6, seed=0, size=0.4)
     result = run(monkeypatch, loaded, world, world.signal_N)
     assert result.verdict == "inconclusive"
     assert result.questions_needed is not None and 30 < result.questions_needed < 1000

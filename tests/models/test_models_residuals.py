@@ -235,20 +235,20 @@ def test_a_row_that_fills_the_context_exactly_is_read(tiny_gpt2) -> None:
     assert h_BTD.shape == (1, 28, 32)
 
 
-def test_a_nan_state_is_named_by_row_layer_and_token(tiny_llama) -> None:
+def test_a_nan_state_is_named_by_row_and_layer(tiny_llama) -> None:
     model = copy.deepcopy(tiny_llama)
     with torch.no_grad():
         model.model.embed_tokens.weight[43] = float("nan")  # only row 3 holds token 43, as its last
     with pytest.raises(InputError) as caught:
         read_residuals(model, PROMPTS, COMPLETIONS, 2)
-    want = "residual: the state after block 2 is NaN at row 3, completion token 3; check weights and dtype"
+    want = "residual: the state after block 2 is NaN at row 3; check the model's weights and dtype"
     assert str(caught.value) == want
 
 
 def test_an_infinite_state_is_named_too(tiny_llama) -> None:
     model = copy.deepcopy(tiny_llama)
     find_blocks(model)[1].register_forward_hook(lambda _module, _inputs, out: torch.full_like(out, float("inf")))
-    with pytest.raises(InputError, match="after block 1 is infinite at row 1, completion token 0"):
+    with pytest.raises(InputError, match="after block 1 is infinite at row 1;"):
         read_residuals(model, PROMPTS[:2], [COMPLETIONS[0] * 3, COMPLETIONS[1]], 1)
 
 

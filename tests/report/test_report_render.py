@@ -128,10 +128,16 @@ def test_every_number_of_the_metrics_is_in_a_chart(page: str, fake_run: FakeRun,
     assert len(specs) == 2 + 10 + 1
 
 
+def test_the_gate_chart_marks_chance_and_threshold(page: str) -> None:
+    specs = [json.loads(script) for kind, script in _Page(page).scripts if kind == "application/json"]
+    marks = [rows for spec in specs for rows in spec["datasets"].values() if "at" in rows[0]]
+    assert marks == [[{"at": 0.5}, {"at": 0.55}]]
+
+
 def test_arms_keep_their_colour_through_the_page(page: str) -> None:
     specs = [json.loads(script) for kind, script in _Page(page).scripts if kind == "application/json"]
-    ranges = {tuple(scale["range"]) for scale in _arm_scales(specs)}
-    assert ranges == {("#3079cf", "#d9730d")}
+    scales = {(*scale["domain"], *scale["range"]) for scale in _arm_scales(specs)}
+    assert scales == {("outcome", "dense", "#3079cf", "#d9730d")}
     assert page.count("--arm:#d9730d") >= 10
 
 

@@ -216,7 +216,7 @@ def test_a_training_model_is_sampled_in_evaluation_mode_and_left_in_training_mod
         ({"top_p": 0.0}, "top_p: 0.0 is out of range"),
         ({"top_p": 1.1}, "top_p: 1.1 is out of range"),
         ({"temperature": 0.0, "n": 2}, "n: 2 greedy responses"),
-        ({"max_new_tokens": 251}, "questions: 0 needs 6 prompt tokens + 251 new ones; the model reads at most 256"),
+        ({"max_new_tokens": 251}, "questions: 2 needs 11 prompt tokens + 251 new ones; the model reads at most 256"),
         ({"questions": [Question("e", "", "1")]}, "questions: the prompt of e has no tokens"),
     ],
 )

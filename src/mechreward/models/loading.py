@@ -84,7 +84,7 @@ def _load(
         config = AutoConfig.from_pretrained(source, **options)
         auto_class = _auto_class(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = auto_class.from_pretrained(source, dtype=dtype, **options, **weights)
+        model = auto_class.from_pretrained(source, config=config, dtype=dtype, **options, **weights)
     except InputError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

@@ -201,7 +201,8 @@ def _check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_si
 def _check_finite(h_BTD: Float[Tensor, "b t d"], rows: list[int], layer: int) -> None:
     bad_BT = ~h_BTD.isfinite().all(dim=-1)
     if bad_BT.any():
+        # The token is not named: attention carries a NaN to earlier places as well, as masked weights of 0 times NaN.
         place, token = bad_BT.nonzero()[0].tolist()
         kind = "NaN" if h_BTD[place, token].isnan().any() else "infinite"
-        where = f"row {rows[place]}, completion token {token}"
-        raise InputError(f"residual: the state after block {layer} is {kind} at {where}; check weights and dtype")
+        where = f"row {rows[place]}; check the model's weights and dtype"
+        raise InputError(f"residual: the state after block {layer} is {kind} at {where}")

@@ -146,7 +146,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _reader(self) -> Iterator[torch.nn.Module]:
-        """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which a gate never has."""
+        """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which no gate has."""
         policy = self.accelerator.unwrap_model(self.model)
         if self._frozen is not None:
             yield self._frozen
