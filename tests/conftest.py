@@ -78,8 +78,17 @@ def tiny_qwen2() -> PreTrainedModel:
 def tiny_gpt2() -> PreTrainedModel:
     torch.manual_seed(3)
     config = GPT2Config(
-        vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=128,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=VOCAB,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_positions=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     return _ready(GPT2LMHeadModel(config))
 

@@ -16,9 +16,7 @@ def row(value: float, low: float, high: float, error: float = 0.02, lead: Interv
 LEAD = Interval(0.1, 0.05, 0.15, 0.02)
 
 
-def verdict(
-    judged: ScoreRow, lead: Interval = LEAD, p_value: float = 0.001, n_mixed: int = 50
-) -> Judgement:
+def verdict(judged: ScoreRow, lead: Interval = LEAD, p_value: float = 0.001, n_mixed: int = 50) -> Judgement:
     return judge(judged, [row(0.5, 0.4, 0.6, lead=lead)], p_value, 60, n_mixed, Thresholds())
 
 

@@ -10,9 +10,22 @@ from mechreward.verifiers import Verdict, choice
 
 @pytest.mark.parametrize(
     "completion",
-    ["B", " (B). ", "(b)", "**B**", "B)", "The answer is B.", "The answer is (B) 12 cm", "Answer: (b)", r"\boxed{B}",
-     r"so $\boxed{\text{B}}$", r"\boxed{\textbf{(B) } 12}", "#### B", "the answer is option B",
-     "A is wrong.\nThe answer is B because of it"],
+    [
+        "B",
+        " (B). ",
+        "(b)",
+        "**B**",
+        "B)",
+        "The answer is B.",
+        "The answer is (B) 12 cm",
+        "Answer: (b)",
+        r"\boxed{B}",
+        r"so $\boxed{\text{B}}$",
+        r"\boxed{\textbf{(B) } 12}",
+        "#### B",
+        "the answer is option B",
+        "A is wrong.\nThe answer is B because of it",
+    ],
 )
 def test_right_letters(completion: str) -> None:
     verdict = choice("Which?", completion, "B")

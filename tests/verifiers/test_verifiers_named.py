@@ -11,7 +11,10 @@ from mechreward.errors import InputError
 def test_every_name_is_the_function_of_that_name() -> None:
     assert verifiers.VERIFIERS == ("gsm8k_exact_match", "math", "choice", "exact")
     assert [verifiers.get_verifier(name) for name in verifiers.VERIFIERS] == [
-        verifiers.gsm8k_exact_match, verifiers.math, verifiers.choice, verifiers.exact,
+        verifiers.gsm8k_exact_match,
+        verifiers.math,
+        verifiers.choice,
+        verifiers.exact,
     ]
 
 

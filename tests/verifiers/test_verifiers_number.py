@@ -40,8 +40,24 @@ def test_tidy_number_reads_a_dressed_number(text: str, tidy: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-", "$", "abc", "1,2", "1,23", "1234,567", "1,2345", "1.2.3", "1/2", "1e5",
-     "--5", "-$-5", "5 6", "18 dollars", "٣"],
+    [
+        "",
+        "-",
+        "$",
+        "abc",
+        "1,2",
+        "1,23",
+        "1234,567",
+        "1,2345",
+        "1.2.3",
+        "1/2",
+        "1e5",
+        "--5",
+        "-$-5",
+        "5 6",
+        "18 dollars",
+        "٣",
+    ],
 )
 def test_tidy_number_refuses_what_is_not_one_plain_number(text: str) -> None:
     assert tidy_number(text) is None

@@ -12,8 +12,22 @@ from mechreward.verifiers import as_text, cut_at_next_question
 
 @pytest.mark.parametrize(
     "opening",
-    ["Q:", "Question:", "QUESTION:", "Problem:", "Question 2:", "Q2:", "Problem 3.", "Question #4)", "  Q:",
-     "**Question:**", "## Problem 2:", "Exercise 1.", "User:", "Human:"],
+    [
+        "Q:",
+        "Question:",
+        "QUESTION:",
+        "Problem:",
+        "Question 2:",
+        "Q2:",
+        "Problem 3.",
+        "Question #4)",
+        "  Q:",
+        "**Question:**",
+        "## Problem 2:",
+        "Exercise 1.",
+        "User:",
+        "Human:",
+    ],
 )
 def test_a_line_that_opens_a_question_is_cut(opening: str) -> None:
     assert cut_at_next_question(f"It is 4.\n{opening} next") == "It is 4."
@@ -22,8 +36,17 @@ def test_a_line_that_opens_a_question_is_cut(opening: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["It is 4.\nA: 4", "Q: what is asked is 4", "It is 4. Q: none", "It is 4.\nQuietly: 4", "It is 4.\nThe question: 4",
-     "It is 4.\nQ. E. D.", "It is 4.\nProblem solved.", "It is 4.\nquestions: 2", ""],
+    [
+        "It is 4.\nA: 4",
+        "Q: what is asked is 4",
+        "It is 4. Q: none",
+        "It is 4.\nQuietly: 4",
+        "It is 4.\nThe question: 4",
+        "It is 4.\nQ. E. D.",
+        "It is 4.\nProblem solved.",
+        "It is 4.\nquestions: 2",
+        "",
+    ],
 )
 def test_other_text_is_left_whole(text: str) -> None:
     assert cut_at_next_question(text) == text

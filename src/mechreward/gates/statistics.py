@@ -264,9 +264,7 @@ def _codes(groups: ArrayLike) -> tuple[NDArray[np.intp], int]:
     return code, len(names)
 
 
-def _checked(
-    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
-) -> tuple[Array, NDArray[np.bool_]]:
+def _checked(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> tuple[Array, NDArray[np.bool_]]:
     values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     n_groups = len(values) if groups is None else len(np.asarray(groups))
     if not len(values) == len(right) == n_groups:

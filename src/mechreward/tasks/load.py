@@ -69,9 +69,7 @@ def load_questions(
     if PLACEHOLDER not in prompt_format:
         raise InputError(f"prompt_format: {prompt_format!r} does not say where the question goes; put {PLACEHOLDER} in")
     rows, columns = _open(str(source), columns or Columns(), split, limit, seed, options or {})
-    questions = [
-        _question(row, columns, f"q{index}", prompt_format) for index, row in enumerate(islice(rows, limit))
-    ]
+    questions = [_question(row, columns, f"q{index}", prompt_format) for index, row in enumerate(islice(rows, limit))]
     if not questions:
         raise InputError(f"source: {source} holds no questions; at least one is needed")
     check_unique_ids(questions)

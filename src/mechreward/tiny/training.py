@@ -218,7 +218,8 @@ def train_model(
 ) -> Trained:
     """Trains from scratch; the same recipe on the same machine gives the same weights."""
     rng = random.Random(recipe.seed)
-    model = make_model(recipe, tokenizer).to(device)
+    model = make_model(recipe, tokenizer)
+    model.to(device)  # type: ignore[arg-type]
     optimizers = _optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, recipe.steps)) for o in optimizers]
     losses, floors, planteds, history = [], [], [], []
