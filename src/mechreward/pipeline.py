@@ -32,10 +32,9 @@ from mechreward.features import (
     FeaturePack,
     NoFeatures,
     build_pack,
-    contrast,
+    discover,
     load_contrast,
     load_pack,
-    pooled_activations,
     save_contrast,
     save_pack,
 )
@@ -202,8 +201,8 @@ def discover_pack(
     if (folder / "pack.json").exists():
         return load_pack(folder / "pack.json"), load_contrast(folder / "features.parquet")
     with progress.stage(f"discover: {sae.d_sae} features, {len(responses)} responses"):
-        batches = pooled_activations(inputs.loaded, sae, responses, config.pooling)
-        table = contrast(batches, seed=stage_seed(config.seed, "discover"))
+        seed = stage_seed(config.seed, "discover")
+        table = discover(inputs.loaded, sae, responses, pooling=config.pooling, seed=seed)
         save_contrast(table, folder / "features.parquet")
         pack = build_pack(
             table,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
-from mechreward.report.tables import candidates_table, features_table
+from mechreward.report import read_run
+from mechreward.report.tables import candidates_table, features_table, responses_table
 
 
 def _contrast(n: int) -> pd.DataFrame:
@@ -41,3 +44,14 @@ def test_a_large_pack_is_cut_and_says_so() -> None:
     pack = {"features": [{"id": i, "weight": 1.0, "scale": 1.0, "name": ""} for i in range(60)]}
     table = features_table(pack, None)
     assert (len(table.rows), table.note) == (50, "10 more features are in pack.json.")
+
+
+def test_only_questions_with_both_kinds_of_answer_are_mixed(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "responses").mkdir()
+    rows = [("all", True), ("all", True), ("none", False), ("none", None), ("both", True), ("both", False)]
+    frame = pd.DataFrame(rows, columns=["question_id", "correct"])
+    frame["completion_ids"], frame["finish"] = [[1], [1, 2], [1], [1], [1], [1, 2, 3]], ["eos"] * 5 + ["length"]
+    frame.to_parquet(tmp_path / "responses" / "known.parquet")
+    table = responses_table(read_run(tmp_path))
+    assert [row.cells for row in table.rows] == [("known", "3", "6", "3", "1", "1.5", "1")]

@@ -47,8 +47,10 @@ def test_trajectory_is_the_masked_mean_on_every_token() -> None:
 
 def test_step_takes_the_value_at_its_end() -> None:
     ends = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]).bool()
-    # Row 0: step (0, 1), then the unfinished step (2). Row 1: step (0); the end on a masked token is none.
+    # Row 0: step (0, 1), then the unfinished step (2). Row 1: step (0), then (2, 3).
     assert credit("step", step_end_BT=ends) == [[2, 2, 4, 0], [8, 0, 6, 6]]
+    on_masked = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 0]]).bool()  # an end on a masked token is none
+    assert credit("step", step_end_BT=on_masked) == [[4, 4, 4, 0], [2, 0, 2, 6]]
     assert credit("step", step_end_BT=torch.zeros_like(ends)) == [[4, 4, 4, 0], [6, 0, 6, 6]]
     assert credit("step", step_end_BT=torch.ones_like(ends)) == credit("per_token")
 
@@ -94,9 +96,9 @@ def test_centring_weighs_rows_not_tokens() -> None:
 
 
 def test_groups_are_centred_apart_and_empty_rows_have_no_say() -> None:
-    values = torch.tensor([[1.0], [3.0], [10.0], [99.0]])
-    mask = torch.tensor([[1], [1], [1], [0]]).bool()
-    assert centre_groups(values, mask, 2).tolist() == [[-1.0], [1.0], [0.0], [0.0]]
+    values = torch.tensor([[1.0], [3.0], [5.0], [10.0], [99.0], [20.0]])
+    mask = torch.tensor([[1], [1], [1], [1], [0], [1]]).bool()
+    assert centre_groups(values, mask, 3).flatten().tolist() == [-2.0, 0.0, 2.0, -5.0, 0.0, 5.0]
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, -7.3e5])
@@ -113,6 +115,8 @@ def test_rms_is_row_weighted_over_groups_with_a_spread() -> None:
     values = torch.tensor([[3.0, 3.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]]).bool()
     assert row_weighted_rms(values, mask, 2) == pytest.approx(math.sqrt((9 + 1) / 2))
+    mask[1] = False  # an empty row has no say
+    assert row_weighted_rms(values.masked_fill(~mask, 0.0), mask, 2) == 3.0
 
 
 def test_dense_advantages_by_hand() -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
-from mechreward.files import write_json
+from mechreward.files import read_json, write_json
 from mechreward.models import LoadedModel, d_model, load_model
 from mechreward.rollout import sample_responses
 from mechreward.sae import SAEMeta, TrainedSAE, activation_batches, save_sae, train_sae
@@ -49,34 +48,50 @@ SMALL_SAE = SAERecipe(layer=1, expansion=4, k=16, n_questions=30, n_tokens=40_96
 
 
 def build(out: Path, *, small: bool = False, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
-    """Writes `model/`, `sae/`, `measurements.json` and `README.md` into `out`; returns the measurements."""
-    started = time.perf_counter()
-    recipe = SMALL if small else Recipe(seed=seed)
+    """Writes `model/`, `sae/`, `measurements.json` and `README.md` into `out`; returns the measurements.
+
+    A model that a run with the same recipe left in `out` is not trained again.
+    """
+    recipe = replace(SMALL if small else Recipe(), seed=seed)
     sae_recipe = SMALL_SAE if small else SAERecipe()
-    tokenizer = make_tokenizer()
-    trained = train_model(recipe, tokenizer, device=device, on_progress=_say)
-    # Saved and read back as fp16, so that what is measured and what the SAE is trained on is what ships.
-    trained.model.to(torch.float16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    training = build_model(out, recipe, device)
     loaded = load_model(str(out / "model"), device=device)
+    started = time.perf_counter()
     sae = build_sae(loaded, sae_recipe, seed)
     save_sae(sae.sae, out / "sae")
     measurements: dict[str, Any] = {
         "recipe": asdict(recipe),
         "sae_recipe": asdict(sae_recipe),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "loss": trained.history[-1].loss,
-        "floor": trained.history[-1].floor,
+        "training": training["history"][-1],
         "sae": {"d_sae": sae.sae.d_sae, "fvu": sae.fvu, "l0": sae.l0, "dead_share": sae.dead_share},
     }
     for setting in SETTINGS:
         sampled = sample_setting(loaded, setting, 10 if small else 200, seed)
         measurements[setting] = behaviour(sampled) | ({} if small else readability(loaded, sampled))
         logger.info("%s: %s", setting, json.dumps(measurements[setting], indent=1))
-    measurements["seconds"] = round(time.perf_counter() - started)
+    measurements["seconds"] = {"model": training["seconds"], "rest": round(time.perf_counter() - started)}
     write_json(out / "measurements.json", measurements)
     (out / "README.md").write_text(model_card(measurements))
     return measurements
+
+
+def build_model(out: Path, recipe: Recipe, device: str) -> dict[str, Any]:
+    """Trains the model and saves it as fp16: what is measured, and what the SAE is trained on, is what ships."""
+    record = out / "training.json"
+    recipe_as_json = json.loads(json.dumps(asdict(recipe)))
+    if record.exists() and read_json(record)["recipe"] == recipe_as_json:
+        stored: dict[str, Any] = read_json(record)
+        return stored
+    started = time.perf_counter()
+    tokenizer = make_tokenizer()
+    trained = train_model(recipe, tokenizer, device=device, on_progress=_say)
+    trained.model.half().save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    history = [progress._asdict() for progress in trained.history]
+    training = {"recipe": recipe_as_json, "history": history, "seconds": round(time.perf_counter() - started)}
+    write_json(record, training)
+    return training
 
 
 def build_sae(loaded: LoadedModel, recipe: SAERecipe, seed: int) -> TrainedSAE:

@@ -1,0 +1,142 @@
+"""Gate 1 on the bundled reasoner, where the truth is known: it passes what it should and nothing else."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from mechreward.features import ContrastTable, FeaturePack, PackFeature, build_pack, discover, pool_features, sae_ref
+from mechreward.gates import Gate1Result, gate1
+from mechreward.models import LoadedModel, iter_residuals, load_model
+from mechreward.reward import FeatureReward
+from mechreward.rollout import Response, sample_responses, verify_responses
+from mechreward.sae import SAE, load_sae
+from mechreward.tasks import load_questions
+from mechreward.tiny import MODEL, SAE_FOLDER
+from mechreward.verifiers import gsm8k_exact_match
+
+pytestmark = pytest.mark.slow
+N_FEATURES = 20
+
+
+@dataclass(frozen=True)
+class World:
+    loaded: LoadedModel
+    sae: SAE
+    discovery: list[Response]
+    held_out: list[Response]
+    table: ContrastTable
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    loaded, sae = load_model(str(MODEL)), load_sae(SAE_FOLDER)
+    questions = load_questions("tiny:easy", limit=160, seed=3)
+    responses = sample_responses(loaded, questions, n=8, max_new_tokens=96, seed=3)
+    responses = verify_responses(responses, questions, gsm8k_exact_match)
+    discovery, held_out = responses[: 60 * 8], responses[60 * 8 :]
+    return World(loaded, sae, discovery, held_out, discover(loaded, sae, discovery))
+
+
+def judged(world: World, pack: FeaturePack) -> Gate1Result:
+    return gate1(FeatureReward(pack, world.sae), world.held_out, world.loaded, table=world.table)
+
+
+def pack_of(world: World, ids: list[int], weights: list[float]) -> FeaturePack:
+    """These features at their own scale, so that each takes part."""
+    scales = world.table.frame.set_index("id")["scale"]
+    features = [
+        PackFeature(id=i, weight=w, scale=float(scales[i])) for i, w in zip(ids, weights, strict=True) if scales[i] > 0
+    ]
+    return FeaturePack(name="tiny/made", version="1", model_name="tiny", sae=sae_ref(world.sae), features=features)
+
+
+def test_the_discovered_pack_passes(world: World) -> None:
+    pack = build_pack(world.table, world.sae, name="tiny/found", model_name="tiny", n_features=N_FEATURES)
+    result = judged(world, pack)
+    assert result.verdict == "pass", result.reason
+    assert result.rows[0].within.low > 0.8
+    assert result.n_questions == 100
+
+
+def test_length_features_do_not_pass(world: World) -> None:
+    """The features whose mean activation goes most with the length of the response, over all questions."""
+    pooled_NF, lengths = pooled(world, world.discovery)
+    with np.errstate(invalid="ignore"):
+        correlation_F = np.nan_to_num([np.corrcoef(column, lengths)[0, 1] for column in pooled_NF.T])
+    ids = np.argsort(-np.abs(correlation_F))[:N_FEATURES]
+    result = judged(world, pack_of(world, ids.tolist(), np.sign(correlation_F[ids]).tolist()))
+    assert result.verdict != "pass"
+    assert result.rows[0].within.low < 0.55
+
+
+def pooled(world: World, responses: list[Response]) -> tuple[np.ndarray, np.ndarray]:
+    prompts, completions = [list(r.prompt_ids) for r in responses], [list(r.completion_ids) for r in responses]
+    found = np.zeros((len(responses), world.sae.d_sae))
+    for batch in iter_residuals(world.loaded.model, prompts, completions, world.sae.meta.layer):
+        found[batch.rows] = pool_features(world.sae, batch.h_BTD, batch.mask_BT, "mean").numpy()
+    return found, np.array([len(ids) for ids in completions], dtype=float)
+
+
+def test_lexical_features_do_not_pass(world: World) -> None:
+    """Features that fire on one token whatever the strategy: a token's identity explains when they fire."""
+    ids = lexical_ids(world)
+    result = judged(world, pack_of(world, ids, [1.0] * len(ids)))
+    assert len(ids) == N_FEATURES
+    assert result.verdict != "pass"
+    assert result.rows[0].within.low < 0.55
+
+
+def lexical_ids(world: World) -> list[int]:
+    """Those of largest share of activation variance explained by token identity, among features that fire."""
+    token_N, acts_NF = [], []
+    for response in world.discovery[:80]:
+        h_BTD = next(
+            iter(
+                iter_residuals(
+                    world.loaded.model,
+                    [list(response.prompt_ids)],
+                    [list(response.completion_ids)],
+                    world.sae.meta.layer,
+                )
+            )
+        ).h_BTD
+        acts_NF.append(world.sae.encode(h_BTD[0]))
+        token_N += response.completion_ids
+    acts, tokens = torch.cat(acts_NF).numpy(), np.array(token_N)
+    total_F = ((acts - acts.mean(0)) ** 2).sum(0)
+    within_F = sum(((acts[tokens == t] - acts[tokens == t].mean(0)) ** 2).sum(0) for t in np.unique(tokens))
+    explained_F = np.where((acts > 0).mean(0) > 0.01, 1 - within_F / np.maximum(total_F, 1e-9), -1.0)
+    return [int(i) for i in np.argsort(-explained_F)[:N_FEATURES]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_features_do_not_pass(world: World, seed: int) -> None:
+    """Random live features of random sign: what the gate says of a pack nobody looked for."""
+    rng = random.Random(seed)
+    frame = world.table.frame
+    live = [int(i) for i in frame["id"][frame["scale"] > 0]]
+    found = build_pack(world.table, world.sae, name="tiny/found", model_name="tiny", n_features=N_FEATURES)
+    ids = rng.sample(sorted(set(live) - set(found.feature_ids())), N_FEATURES)
+    result = judged(world, pack_of(world, ids, [rng.choice((-1.0, 1.0)) for _ in ids]))
+    assert result.verdict != "pass"
+
+
+def test_shuffled_labels_do_not_pass(world: World) -> None:
+    """The same search on labels dealt anew within each question finds nothing that holds."""
+    rng = random.Random(0)
+    shuffled: list[Response] = []
+    for start in range(0, len(world.discovery), 8):
+        group = world.discovery[start : start + 8]
+        labels = [response.correct for response in group]
+        rng.shuffle(labels)
+        shuffled += [replace(r, correct=label) for r, label in zip(group, labels, strict=True)]
+    table = discover(world.loaded, world.sae, shuffled)
+    options = {"name": "tiny/shuffled", "model_name": "tiny", "q_max": 1.0, "min_stability": 0.0}
+    result = judged(world, build_pack(table, world.sae, n_features=N_FEATURES, **options))
+    assert result.verdict != "pass"
+    assert result.rows[0].within.low < 0.55

@@ -1,0 +1,156 @@
+"""The command line as a user meets it: exit codes, one sentence on bad input, the config file under the flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mechreward.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def questions(tmp_path: Path, rows: list[dict[str, str]]) -> str:
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+GOOD = [
+    {"question": f"Ada has {20 + i} apples . how many apples does Ada have ?", "answer": str(20 + i)} for i in range(6)
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--questions", "none.jsonl"), "none.jsonl"),
+        (("--questions", "tiny:easy", "--verifier", "vibes"), "allowed are gsm8k_exact_match, math, choice, exact"),
+        (("--questions", "tiny:easy", "--layer", "9", "--sae-k", "4"), "the model has blocks 0 to 4"),
+        (("--questions", "tiny:easy", "--known", "1"), "known: 1.0 is not allowed (Input should be less than 1)"),
+        (("--questions", "tiny:easy", "--samples", "1"), "samples: 1 is not allowed"),
+        (("--config", "none.yaml"), "config: there is no file none.yaml"),
+        (("--questions", "tiny:easy", "--out", "/dev/null/x"), "out: cannot write to the folder /dev/null/x"),
+        (("--questions", "tiny:easy", "--limit", "1"), "leaves the unknown side empty"),
+    ],
+)
+def test_bad_flags(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    if "--out" not in arguments:
+        arguments = (*arguments, "--out", str(tmp_path / "run"))
+    code, _, error = run(capsys, "improve", *arguments)
+    assert code == 2
+    assert sentence in error
+    assert error.startswith("error ")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([{"q": "?", "answer": "1"}], "question"),
+        ([GOOD[0], {"question": "how many ?", "answer": ""}], "answer"),
+        ([{**GOOD[0], "id": "a"}, {**GOOD[1], "id": "a"}], "id"),
+    ],
+)
+def test_bad_question_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: list[dict[str, str]], sentence: str
+) -> None:
+    path = questions(tmp_path, rows)
+    extra = ("--id-column", "id") if "id" in rows[0] else ()
+    code, _, error = run(capsys, "improve", "--questions", path, *extra, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert error.startswith(f"error {sentence}")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_sae_of_another_width(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+
+    from mechreward.sae import SAE, SAEMeta, save_sae
+
+    sae = SAE(
+        architecture="relu",
+        W_enc_DF=torch.ones(7, 3),
+        b_enc_F=torch.zeros(3),
+        W_dec_FD=torch.ones(3, 7),
+        b_dec_D=torch.zeros(7),
+        meta=SAEMeta("other", "", 1, "other", "model.layers.1"),
+    )
+    save_sae(sae, tmp_path / "sae")
+    arguments = ("--questions", "tiny:easy", "--sae", str(tmp_path / "sae"), "--out", str(tmp_path / "run"))
+    code, _, error = run(capsys, "improve", *arguments)
+    assert code == 2
+    assert "reads residuals of width 7, but tiny has width 128" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_file_lies_under_the_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("questions: tiny:easy\nverifier: vibes\nlimit: 12\n")
+    assert "'vibes'" in run(capsys, "improve", "--config", str(tmp_path / "c.yaml"))[2]
+    code, _, error = run(capsys, "improve", "--config", str(tmp_path / "c.yaml"), "--verifier", "moods")
+    assert (code, "'moods'" in error) == (2, True)
+    (tmp_path / "c.yaml").write_text("questions: tiny:easy\nverifiers: exact\n")
+    assert "verifiers: there is no such field" in run(capsys, "improve", "--config", str(tmp_path / "c.yaml"))[2]
+
+
+def test_gate_not_passed_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = (
+        "--questions",
+        "tiny:easy",
+        "--limit",
+        "8",
+        "--known",
+        "0.5",
+        "--max-new-tokens",
+        "96",
+        "--out",
+        str(out),
+    )
+    code, said, _ = run(capsys, "improve", *arguments)
+    assert code == 1
+    assert "Nothing was trained." in said
+    assert str(out / "report.html") in said
+
+
+def test_unknown_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "imporve")
+    assert (code, "'imporve' is not one of demo, improve" in error) == (2, True)
+    code, said, _ = run(capsys)
+    assert (code, "improve" in said) == (0, True)
+    for verb in ("improve", "demo", "report", "info"):
+        assert run(capsys, verb, "--help")[0] == 0
+
+
+def test_sae_info_and_pack_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
+    from mechreward.sae import load_sae
+    from mechreward.tiny import SAE_FOLDER
+
+    code, said, _ = run(capsys, "sae", "info", str(SAE_FOLDER))
+    assert (code, "128 -> 1024 features" in said) == (0, True)
+    features = [PackFeature(id=5, weight=1.0, scale=2.0)]
+    sae = sae_ref(load_sae(SAE_FOLDER))
+    pack = FeaturePack(name="tiny/one", version="1", model_name="tiny", sae=sae, features=features)
+    save_pack(pack, tmp_path / "pack.json")
+    code, said, _ = run(capsys, "pack", "show", str(tmp_path / "pack.json"))
+    assert (code, "gate 1: not run" in said) == (0, True)
+    code, said, _ = run(capsys, "pack", "validate", str(tmp_path / "pack.json"), "--sae", str(SAE_FOLDER))
+    assert (code, pack.spec_hash[:12] in said) == (0, True)
+
+
+def test_report_of_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, error = run(capsys, "report", str(tmp_path))
+    assert code == 2
+    assert str(tmp_path) in error
