@@ -15,7 +15,7 @@ import yaml
 from mechreward import tiny
 from mechreward.config import ImproveConfig
 from mechreward.errors import InputError
-from mechreward.files import atomic_path, make_folder, write_json
+from mechreward.files import atomic_path, make_folder, sha256_bytes, write_json
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
 from mechreward.sae import SAE, load_sae
 from mechreward.tasks import Columns, QuestionSplit, load_questions, split_questions
@@ -85,12 +85,13 @@ def _load_sae(config: ImproveConfig) -> SAE | None:
     return sae
 
 
-def open_run(config: ImproveConfig) -> Path:
+def open_run(inputs: Inputs) -> Path:
     """Makes the run directory, or with `resume` finds the one a killed run left.
 
     Raises:
         InputError: if it holds a run and `resume` is off, another configuration, or cannot be written to.
     """
+    config = inputs.config
     folder, stored_at = config.out, config.out / "config.yaml"
     if stored_at.exists():
         if not config.resume:
@@ -106,7 +107,7 @@ def open_run(config: ImproveConfig) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
     make_folder(folder)
-    write_json(folder / "manifest.json", _manifest(config))
+    write_json(folder / "manifest.json", _manifest(inputs))
     with atomic_path(stored_at) as temporary:
         temporary.write_text(yaml.safe_dump(_stored(config), sort_keys=False))
     return folder
@@ -116,7 +117,9 @@ def _stored(config: ImproveConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"out", "resume"})
 
 
-def _manifest(config: ImproveConfig) -> dict[str, Any]:
+def _manifest(inputs: Inputs) -> dict[str, Any]:
+    config = inputs.config
+    asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
     packages = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,7 +128,8 @@ def _manifest(config: ImproveConfig) -> dict[str, Any]:
         "machine": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
-        "hashes": {},
+        "hashes": {"questions": sha256_bytes(*asked)}
+        | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash}),
     }
 
 

@@ -41,11 +41,11 @@ from mechreward.features import (
 from mechreward.files import append_row, read_json, write_json
 from mechreward.gates import gate1
 from mechreward.inputs import Inputs, load_policy, open_run, prepare, stage_seed
-from mechreward.models import LoadedModel, d_model
+from mechreward.models import LoadedModel
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
-from mechreward.sae import SAE, SAEMeta, activation_batches, load_sae, save_sae, train_sae
+from mechreward.sae import SAE, SAEMeta, load_sae, save_sae, train_own_sae
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
 from mechreward.training.logging import read_jsonl
@@ -91,7 +91,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     """
     started = time.perf_counter()
     inputs = prepare(config)
-    folder = open_run(config)
+    folder = open_run(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
     sample(inputs, folder, "baseline", progress)
     responses = sample(inputs, folder, "known", progress)
@@ -108,7 +108,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
         finish(folder, {"verdict": f"Stopped before Gate 1: {error}.", "arms": {}}, started)
         raise
     if gate["verdict"] != "pass" and not config.ungated:
-        verdict = f"Gate 1 did not pass ({gate['verdict']}): {gate['reason']} Nothing was trained."
+        verdict = f"Gate 1 did not pass ({gate['verdict']}): {gate['reason']}. Nothing was trained."
         return finish(folder, {"verdict": verdict, "arms": {}}, started, gate)
     for arm in config.arms:
         run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
@@ -164,9 +164,7 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
         return inputs.sae
     if (folder / "sae" / "cfg.json").exists():
         return load_sae(folder / "sae", device=config.device)
-    width = d_model(inputs.loaded.model)
-    hook = f"model.layers.{inputs.layer}"
-    meta = SAEMeta(str(folder / "sae"), "", inputs.layer, config.model, hook)
+    meta = SAEMeta(str(folder / "sae"), "", inputs.layer, config.model, f"model.layers.{inputs.layer}")
     rows = [(response.prompt_ids, response.completion_ids) for response in responses]
     seed = stage_seed(config.seed, "sae")
     with progress.stage(f"train SAE on block {inputs.layer}", config.sae_tokens) as advance:
@@ -177,13 +175,13 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
             advance(tokens - seen)
             seen = tokens
 
-        trained = train_sae(
-            activation_batches(inputs.loaded, rows, inputs.layer, include_prompt=True, epochs=None, seed=seed),
-            d_model=width,
-            d_sae=config.sae_expansion * width,
+        trained = train_own_sae(
+            inputs.loaded,
+            rows,
+            meta=meta,
+            expansion=config.sae_expansion,
             k=config.sae_k,
             n_tokens=config.sae_tokens,
-            meta=meta,
             seed=seed,
             device=config.device,
             on_step=on_step,

@@ -328,7 +328,9 @@ def test_scores_are_the_rewards_own_on_a_real_model(loaded: LoadedModel, aggrega
     meta = SAEMeta(release="r", sae_id="s", layer=LAYER, model_name="m", hook_name="")
     sae = SAE("topk", weights, torch.zeros(48), weights.T.contiguous(), torch.zeros(WIDTH), meta, k=6)
     reward = FeatureReward({3: 0.5, 7: -1.0, 11: 0.25}, sae, aggregation=aggregation)
-    other = FeatureReward({5: 1.0, 40: 0.5}, sae, aggregation=aggregation)
+    unscaled = FeatureReward({5: 1.0, 40: 0.5}, sae).pack
+    features = [feature.model_copy(update={"scale": 0.5 + i}) for i, feature in enumerate(unscaled.features)]
+    other = FeatureReward(unscaled.model_copy(update={"features": features}), sae, aggregation=aggregation)
     judged_N, packs_PN = read_scores(reward, [other.pack, reward.pack], world.responses, loaded, batch_size=5)
     prompts = [list(r.prompt_ids) for r in world.responses]
     completions = [list(r.completion_ids) for r in world.responses]

@@ -252,11 +252,11 @@ def test_an_infinite_state_is_named_too(tiny_llama) -> None:
         read_residuals(model, PROMPTS[:2], [COMPLETIONS[0] * 3, COMPLETIONS[1]], 1)
 
 
-def test_norm_outliers_drops_only_what_exceeds_ten_medians() -> None:
+def test_norm_outliers_drops_only_what_exceeds_ten_masked_medians() -> None:
     h_BTD = torch.zeros(2, 4, 2)
-    h_BTD[..., 0] = torch.tensor([[1.0, 10.0, 10.1, 1e6], [1.0, 1.0, 1.0, 1.0]])
-    mask_BT = torch.tensor([[True, True, True, False], [True, True, True, False]])
-    want = [[True, True, False, False], [True, True, True, False]]
-    assert norm_outliers(h_BTD, mask_BT).tolist() == want
+    h_BTD[..., 0] = torch.tensor([[1.0, 10.0, 10.1, 1e6], [1.0, 1e6, 1e6, 1e6]])
+    mask_BT = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    # The median of 1, 1, 10 and 10.1 is the lower middle, 1; with what is masked out it would be 10.1.
+    assert norm_outliers(h_BTD, mask_BT).tolist() == [[True, True, False, False], [True, False, False, False]]
     assert norm_outliers(h_BTD, mask_BT, factor=10.2).tolist() == mask_BT.tolist()
     assert norm_outliers(h_BTD, torch.zeros_like(mask_BT)).sum() == 0

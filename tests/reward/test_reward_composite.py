@@ -75,6 +75,16 @@ def test_component_means_go_to_trl() -> None:
     assert composite.__name__ == "both"
 
 
+def test_a_callable_object_goes_by_its_class() -> None:
+    class Constant:
+        def __call__(self, **_) -> list[float]:
+            return [2.0]
+
+    logged = {}
+    CompositeReward([Constant()])(["p"], ["c"], log_metric=lambda name, value: logged.update({name: value}))
+    assert logged == {"composite_reward/Constant/mean": 2.0}
+
+
 def test_columns_reach_every_component() -> None:
     seen = []
     composite = CompositeReward([lambda **columns: seen.append(columns) or [0.0]])

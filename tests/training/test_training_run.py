@@ -161,6 +161,7 @@ def test_a_step_is_one_generation_batch(tmp_path) -> None:
     args = make_args(config(questions_per_step=3, generations=4, micro_batch=5), tmp_path, torch.device("cpu"))
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 3)
     assert args.generation_batch_size == 12 and not args.bf16 and not args.gradient_checkpointing
+    assert not args.shuffle_dataset  # the order is make_dataset's
 
 
 def test_last_checkpoint_takes_the_furthest_whole_one(tmp_path) -> None:

@@ -110,6 +110,9 @@ def bounded(dense: float, gap: float) -> float:
     return _SHARE * half * (dense / (half + abs(dense)))
 
 
-def reward_name(reward: Reward) -> str:
+def reward_name(reward: Any) -> str:
     """The name TRL would log: `__name__`, or the class's for a callable object without one."""
-    return str(getattr(reward, "__name__", type(reward).__name__))
+    try:
+        return str(reward.__name__)
+    except AttributeError:
+        return type(reward).__name__

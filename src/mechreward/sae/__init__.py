@@ -6,6 +6,7 @@ Importing it never imports sae-lens: that happens only to load a release or to t
 
 from mechreward.sae.activations import activation_batches, text_rows
 from mechreward.sae.io import from_sae_lens, load_sae, save_sae
+from mechreward.sae.own import train_own_sae
 from mechreward.sae.sae import SAE, SAEMeta
 from mechreward.sae.training import TrainedSAE, train_sae
 
@@ -18,5 +19,6 @@ __all__ = [
     "load_sae",
     "save_sae",
     "text_rows",
+    "train_own_sae",
     "train_sae",
 ]

@@ -17,9 +17,9 @@ from typing import Any
 import tyro
 
 from mechreward.files import read_json, write_json
-from mechreward.models import LoadedModel, d_model, load_model
+from mechreward.models import LoadedModel, load_model
 from mechreward.rollout import sample_responses
-from mechreward.sae import SAEMeta, TrainedSAE, activation_batches, save_sae, train_sae
+from mechreward.sae import SAEMeta, TrainedSAE, save_sae, train_own_sae
 from mechreward.tasks import load_questions
 from mechreward.tiny.card import model_card
 from mechreward.tiny.language import make_tokenizer
@@ -103,19 +103,15 @@ def build_sae(loaded: LoadedModel, recipe: SAERecipe, seed: int) -> TrainedSAE:
     ]
     responses = sample_responses(loaded, questions, n=4, max_new_tokens=192, seed=seed)
     rows = [(response.prompt_ids, response.completion_ids) for response in responses]
-    batches = activation_batches(
-        loaded, rows, recipe.layer, batch_size=recipe.batch_size, include_prompt=True, epochs=None, seed=seed
-    )
-    width = d_model(loaded.model)
-    return train_sae(
-        batches,
-        d_model=width,
-        d_sae=recipe.expansion * width,
+    return train_own_sae(
+        loaded,
+        rows,
+        meta=SAEMeta("tiny", "", recipe.layer, "tiny", f"model.layers.{recipe.layer}"),
+        expansion=recipe.expansion,
         k=recipe.k,
         n_tokens=recipe.n_tokens,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
-        meta=SAEMeta("tiny", "", recipe.layer, "tiny", f"model.layers.{recipe.layer}"),
         seed=seed,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ def sample_setting(loaded: LoadedModel, setting: Setting, n_questions: int, seed
     questions = [Question(id=name, prompt=p.prompt, answer=str(p.answer)) for name, p in problems.items()]
     responses = sample_responses(loaded, questions, n=SAMPLES, max_new_tokens=192, seed=seed)
     labels = [label_chain(problems[r.question_id], r.text) for r in responses]
+    responses = [replace(r, correct=label.correct) for r, label in zip(responses, labels, strict=True)]
     return Sampled(problems, responses, [label.correct for label in labels], [label.strategy for label in labels])
 
 
