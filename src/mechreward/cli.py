@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,7 +28,18 @@ from mechreward.errors import InputError
 if TYPE_CHECKING:
     from mechreward.pipeline import Outcome
 
-DEMO: dict[str, Any] = {"questions": "tiny:long", "arms": ("outcome", "dense"), "out": Path("runs/demo")}
+DEMO: dict[str, Any] = {
+    "questions": "tiny:easy",
+    "limit": 160,
+    "known": 0.7,
+    "max_new_tokens": 80,
+    "arms": ("outcome", "dense"),
+    "steps": 12,
+    "learning_rate": 1e-3,
+    "eval_every": 4,
+    "save_every": 12,
+    "out": Path("runs/demo"),
+}
 
 console = Console(highlight=False)
 
@@ -79,8 +91,13 @@ def _run(commands: dict[str, Callable[..., int]], arguments: list[str], prog: st
 
 def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
     """Parses the flags of the main job over its `--config` file and runs it."""
+    # Nothing the user can act on: other libraries' deprecations and weight-loading bars.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging
+
     from mechreward.pipeline import improve as run
 
+    logging.disable_progress_bar()
     options = _options_type()
     start = options(**preset | _config_file(arguments))
     parsed = tyro.cli(options, default=start, args=arguments, prog=prog, description=ImproveConfig.__doc__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from mechreward.files import atomic_path, make_folder, sha256_bytes, write_json
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
 from mechreward.sae import SAE, load_sae
 from mechreward.tasks import Columns, QuestionSplit, load_questions, split_questions
-from mechreward.verifiers import Verifier, get_verifier
+from mechreward.verifiers import Verdict, Verifier, get_verifier
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def prepare(config: ImproveConfig) -> Inputs:
         InputError: one sentence on the first thing that is wrong.
     """
     verifier = get_verifier(config.verifier)
+    if config.strictness == "lenient":
+        verifier = lenient(verifier)
     columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
     questions = load_questions(
         config.questions,
@@ -65,6 +67,16 @@ def prepare(config: ImproveConfig) -> Inputs:
             f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
         )
     return Inputs(config, split, verifier, loaded, layer, sae)
+
+
+def lenient(verifier: Verifier) -> Verifier:
+    """The same verifier, taking an answer as right when its lenient extraction is."""
+
+    def judge(*arguments: Any, **options: Any) -> Verdict:
+        verdict = verifier(*arguments, **options)
+        return replace(verdict, correct=verdict.lenient)
+
+    return judge
 
 
 def load_policy(config: ImproveConfig) -> LoadedModel:

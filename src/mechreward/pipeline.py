@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,8 +148,7 @@ def _verified(
         chat=config.chat,
         on_batch=lambda batch: advance(len(batch)),
     )
-    verified = verify_responses(responses, questions, inputs.verifier)
-    return [replace(r, correct=r.lenient) for r in verified] if config.strictness == "lenient" else verified
+    return verify_responses(responses, questions, inputs.verifier)
 
 
 def _of(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:

@@ -120,15 +120,18 @@ def read_residuals(
 def norm_outliers(
     h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"], factor: float = 10.0
 ) -> Bool[Tensor, "b t"]:
-    """`mask_BT` without tokens whose norm exceeds `factor` times the median norm of all masked tokens.
+    """`mask_BT` without tokens whose norm exceeds `factor` times the median norm of their own row's masked tokens.
+
+    By row, so that what is left out does not depend on what else is in the batch.
 
     A few tokens (BOS, sometimes the first delimiter) carry norms far above the rest (Sun et al. 2024, "Massive
     activations in large language models"), and a mean they enter is theirs alone. `factor` is in units of the median.
     """
-    if not mask_BT.any():
+    if not mask_BT.numel():
         return mask_BT.clone()
     norm_BT = h_BTD.float().norm(dim=-1)
-    return mask_BT & (norm_BT <= factor * norm_BT[mask_BT].median())
+    median_B = norm_BT.masked_fill(~mask_BT, torch.nan).nanmedian(dim=1).values
+    return mask_BT & (norm_BT <= factor * median_B[:, None])
 
 
 def _stream(

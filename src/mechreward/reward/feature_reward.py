@@ -102,8 +102,7 @@ class FeatureReward:
 
     def readable(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
         """The tokens that get a reward: `mask_BT` without those of massive norm."""
-        rows = [norm_outliers(h_BTD[row, None], mask_BT[row, None]) for row in range(len(h_BTD))]
-        return torch.cat(rows) if rows else mask_BT.clone()
+        return norm_outliers(h_BTD, mask_BT)
 
     @torch.no_grad()
     def compute_per_token(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from mechreward.errors import InputError
@@ -137,6 +137,7 @@ def train_arm(
         dense=dense,
         on_rollouts=recorder,
     )
+    trainer.remove_callback(PrinterCallback)  # Numbers go to metrics.jsonl, not to the terminal.
     policy = replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
     if evaluate is not None:
         trainer.add_callback(EveryStep(config.eval_every, lambda step: _evaluate(evaluate, policy, step)))
