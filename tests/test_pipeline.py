@@ -167,7 +167,7 @@ def test_all_wrong_is_an_error_with_a_report(tmp_path: Path) -> None:
     rows = [{"question": f"Ada has 2{i} apples . how many apples does Ada have ?", "answer": "1000"} for i in range(8)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="responses: .*wrong"):
+    with pytest.raises(InputError, match="correct: all 16 answers are wrong"):
         improve(make_config(**QUICK | {"questions": str(questions), "limit": None, "known": 0.5}, out=out))
     assert "Stopped before Gate 1" in read_json(out / "results.json")["verdict"]
     assert (out / "report.html").exists()
@@ -179,7 +179,7 @@ def test_all_wrong_is_an_error_with_a_report(tmp_path: Path) -> None:
         ({"questions": "none.jsonl"}, "none.jsonl"),
         ({"questions": "tiny:hard"}, "tiny:hard"),
         ({"verifier": "vibes"}, "verifier: "),
-        ({"model": "no/such/folder"}, "no/such/folder"),
+        ({"model": "no/such/folder", "layer": 1}, "no/such/folder"),
         ({"layer": 99}, "layer: 99"),
         ({"sae": "nowhere"}, "nowhere"),
         ({"limit": 1}, "known: "),

@@ -39,7 +39,7 @@ class ImproveConfig(BaseModel):
     """Column that holds the gold answer; of a GSM8K answer, what follows `####` is taken."""
     id_column: str | None = None
     """Column that holds a unique id; rows are numbered if there is none."""
-    generator_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    generator_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     """Options of a reasoning-gym generator, e.g. `min_terms: 2`."""
     prompt_format: str = "{question}"
     """Text around the question, e.g. `Question: {question} Answer:`."""
@@ -132,7 +132,14 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise InputError(f"config: {path} holds {type(values).__name__}, where a mapping of fields is needed")
+    unknown = [field for field in values if field not in ImproveConfig.model_fields]
+    if unknown:
+        raise InputError(_no_such(unknown[0]))
     return values
+
+
+def _no_such(field: object) -> str:
+    return f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}"
 
 
 def make_config(**values: Any) -> ImproveConfig:
@@ -152,7 +159,7 @@ def first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}"
+        return _no_such(field)
     if first["type"] == "missing":
         return f"{field}: is needed and was not given"
     return f"{field}: {first['input']!r} is not allowed ({first['msg']})"

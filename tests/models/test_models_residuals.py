@@ -253,10 +253,11 @@ def test_an_infinite_state_is_named_too(tiny_llama) -> None:
 
 
 def test_norm_outliers_drops_only_what_exceeds_ten_masked_medians() -> None:
-    h_BTD = torch.zeros(2, 4, 2)
-    h_BTD[..., 0] = torch.tensor([[1.0, 10.0, 10.1, 1e6], [1.0, 1e6, 1e6, 1e6]])
-    mask_BT = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    # The median of 1, 1, 10 and 10.1 is the lower middle, 1; with what is masked out it would be 10.1.
-    assert norm_outliers(h_BTD, mask_BT).tolist() == [[True, True, False, False], [True, False, False, False]]
+    h_BTD = torch.zeros(2, 6, 2)
+    h_BTD[..., 0] = torch.tensor([[1.0, 1.0, 10.0, 10.1, 1e6, 1e6], [1e4, 1e3, 1e6, 1e6, 1e6, 1e6]])
+    mask_BT = torch.tensor([[True] * 4 + [False] * 2, [True] * 2 + [False] * 4])
+    # The first row's median is the lower middle of 1, 1, 10 and 10.1; with what is masked out it would be 10.
+    # The second row's is 1e3: of both rows together it would be 10, and nothing of that row would be left.
+    assert norm_outliers(h_BTD, mask_BT).tolist() == [[True] * 3 + [False] * 3, [True] * 2 + [False] * 4]
     assert norm_outliers(h_BTD, mask_BT, factor=10.2).tolist() == mask_BT.tolist()
     assert norm_outliers(h_BTD, torch.zeros_like(mask_BT)).sum() == 0

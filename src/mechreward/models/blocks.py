@@ -71,7 +71,8 @@ def text_config(model: nn.Module) -> PreTrainedConfig:
 def context_length(model: nn.Module) -> int | None:
     """Most tokens a row may have, or None where the architecture states no limit."""
     # Optional in transformers' configurations: ALiBi and state-space models have none.
-    limit = text_config(model).to_dict().get("max_position_embeddings")
+    config, name = text_config(model), "max_position_embeddings"
+    limit = config.to_dict().get(config.attribute_map.get(name, name))
     return None if limit is None else int(limit)
 
 

@@ -4,9 +4,9 @@ Choices:
 - Log-probabilities are gathered while sampling, from the logits each token was drawn from (before temperature and
   top-p), so they cost no second forward and one step's [B, V] of memory, never [B, T, V].
 - Rows are taken in the order of their length, so that a batch has little padding and ends at about one time. When half
-  of a batch has ended, the other half goes back to the queue and joins rows like it, its tokens so far as part of the
-  prompt: ended rows do not keep computing. What is drawn next depends only on the prefix, so the distribution stays
-  the same.
+  of a batch has ended and much is left, the other half goes back to the queue and joins rows like it, its tokens so far
+  as part of the prompt: ended rows do not keep computing. What is drawn next depends only on the prefix, so the
+  distribution stays the same.
 - A static cache without compilation: a growing one copies itself at every step, which took most of the time on a CPU.
 - The model's own generation defaults (top-k 50, repetition penalty, ...) are set aside: the policy itself is sampled.
 """

@@ -72,6 +72,7 @@ def build(out: Path, *, small: bool = False, seed: int = 0, device: str = "cpu")
         logger.info("%s: %s", setting, json.dumps(measurements[setting], indent=1))
     measurements["seconds"] = {"model": training["seconds"], "rest": round(time.perf_counter() - started)}
     write_json(out / "measurements.json", measurements)
+    measurements = read_json(out / "measurements.json")
     (out / "README.md").write_text(model_card(measurements))
     return measurements
 
