@@ -1,0 +1,61 @@
+"""Finds the command, runs it, and turns its outcome into an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+from rich.console import Console
+
+from mechreward.cli import look, pack, sae
+from mechreward.cli.improve import DEMO, improve
+from mechreward.cli.terminal import console
+from mechreward.errors import InputError
+
+VERBS = {
+    "demo": "the main job on the bundled model, in a few minutes on a CPU",
+    "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
+    "report": "write the report of a run directory anew",
+    "sae": "info: look at a sparse autoencoder",
+    "pack": "list, show, validate: feature packs",
+    "info": "versions, device, extras",
+}
+USAGE = "usage: [bold]mechreward[/] COMMAND [--help]\n\n" + "\n".join(f"  {v:9}{what}" for v, what in VERBS.items())
+COMMANDS: dict[str, Callable[..., int]] = {"report": look.report, "info": look.info}
+GROUPS: dict[str, dict[str, Callable[..., int]]] = {
+    "sae": {"info": sae.info},
+    "pack": {"list": pack.list_packs, "show": pack.show, "validate": pack.validate},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(arguments)
+    except InputError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {error}", markup=True)
+        code = 2
+    sys.exit(code)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if verb == "improve":
+        return improve(rest, {}, "mechreward improve")
+    if verb == "demo":
+        return improve(rest, DEMO, "mechreward demo")
+    if verb in GROUPS:
+        return _run(GROUPS[verb], rest, f"mechreward {verb}")
+    if verb in COMMANDS:
+        return _run(COMMANDS, arguments, "mechreward")
+    if verb in ("", "-h", "--help"):
+        console.print(USAGE, soft_wrap=True)
+        return 0
+    raise InputError(f"command: {verb!r} is not one of {', '.join(VERBS)}")
+
+
+def _run(commands: dict[str, Callable[..., int]], arguments: list[str], prog: str) -> int:
+    code: int = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, args=arguments)
+    return code
