@@ -10,7 +10,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from mechreward.errors import InputError
-from mechreward.models import capture_block, eval_mode, find_blocks, iter_residuals, norm_outliers, read_residuals
+from mechreward.models import (
+    capture_blocks,
+    eval_mode,
+    find_blocks,
+    iter_blocks,
+    iter_residuals,
+    norm_outliers,
+    read_residuals,
+)
 
 EOS = 1
 PROMPTS = [[0, 5, 6, 7], [0, 9], [0, 11, 12, 13, 14, 15, 16, 17], [0, 5, 6], [21, 22, 23, 24, 25]]
@@ -149,6 +157,37 @@ def test_no_block_after_the_layer_runs(model, layer: int) -> None:
     assert calls == [1] * (layer + 1) + [0] * (3 - layer)
 
 
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_several_blocks_of_one_forward_equal_each_read_alone(model, batch_size: int) -> None:
+    """Layers in any order, one named twice; the forward runs once a batch and stops after the last of them."""
+    with counted(model) as calls:
+        batches = list(iter_blocks(model, PROMPTS, COMPLETIONS, [2, 0, 2], batch_size))
+    assert calls == [len(batches)] * 3 + [0]
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
+    for layer in (0, 2):
+        alone, mask_BT = read_residuals(model, PROMPTS, COMPLETIONS, layer, batch_size)
+        for batch in batches:
+            assert list(batch.h_BTD) == [0, 2]
+            width = batch.mask_BT.shape[1]
+            assert torch.equal(batch.h_BTD[layer], alone[batch.rows, :width])
+            assert torch.equal(batch.mask_BT, mask_BT[batch.rows, :width])
+
+
+def test_blocks_that_are_not_there_are_named_at_once(tiny_llama) -> None:
+    with pytest.raises(InputError, match="layer: 4 is out of range; the model has blocks 0 to 3"):
+        iter_blocks(tiny_llama, PROMPTS, COMPLETIONS, [0, 4])
+    with pytest.raises(InputError, match="layers: none is named; give at least one block"):
+        iter_blocks(tiny_llama, PROMPTS, COMPLETIONS, [])
+
+
+def test_a_nan_is_found_in_every_block_that_is_read(tiny_llama) -> None:
+    model = copy.deepcopy(tiny_llama)
+    find_blocks(model)[2].register_forward_hook(lambda _module, _inputs, out: torch.full_like(out, float("nan")))
+    next(iter_blocks(model, PROMPTS, COMPLETIONS, [0, 1]))
+    with pytest.raises(InputError, match="after block 2 is NaN"):
+        next(iter_blocks(model, PROMPTS, COMPLETIONS, [0, 2]))
+
+
 def hooks(model) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
@@ -157,27 +196,37 @@ def test_hooks_are_gone_after_reading_and_after_an_exception(tiny_qwen2) -> None
     before = hooks(tiny_qwen2)  # not 0 once transformers has put in its own for output_hidden_states
     read_residuals(tiny_qwen2, PROMPTS, COMPLETIONS, 2)
     assert hooks(tiny_qwen2) == before
-    with pytest.raises(RuntimeError, match="mine"), capture_block(tiny_qwen2, 1):
-        assert hooks(tiny_qwen2) == before + 1
+    with pytest.raises(RuntimeError, match="mine"), capture_blocks(tiny_qwen2, [0, 1]):
+        assert hooks(tiny_qwen2) == before + 2
         raise RuntimeError("mine")
     assert hooks(tiny_qwen2) == before
 
 
 def test_capture_without_stop_lets_the_forward_end_and_keeps_its_gradient(tiny_llama) -> None:
-    with capture_block(tiny_llama, 1, stop=False) as capture:
+    with capture_blocks(tiny_llama, [1, 0], stop=False) as states:
         output = tiny_llama(torch.tensor([PROMPTS[0]]), output_hidden_states=True)
-    assert torch.equal(capture.h_BTD, output.hidden_states[2])
-    assert capture.h_BTD.requires_grad
+    assert sorted(states) == [0, 1]
+    for layer, h_BTD in states.items():
+        assert torch.equal(h_BTD, output.hidden_states[layer + 1])
+        assert h_BTD.requires_grad
+
+
+def test_capture_holds_the_latest_forward(tiny_llama) -> None:
+    with capture_blocks(tiny_llama, [1], stop=False) as states:
+        tiny_llama(torch.tensor([PROMPTS[0]]))
+        first = states[1]
+        tiny_llama(torch.tensor([PROMPTS[1]]))
+    assert first.shape[1] == len(PROMPTS[0]) and states[1].shape[1] == len(PROMPTS[1])
 
 
 def test_a_stop_further_out_is_not_swallowed_further_in(tiny_llama) -> None:
     """The inner capture sits on a later block: the outer stop must end both forwards, and the inner one stays empty."""
     reached, before = False, hooks(tiny_llama)
-    with capture_block(tiny_llama, 0) as outer:
-        with capture_block(tiny_llama, 2) as inner:
+    with capture_blocks(tiny_llama, [0]) as outer:
+        with capture_blocks(tiny_llama, [2]) as inner:
             tiny_llama(torch.tensor([PROMPTS[0]]))
         reached = True
-    assert outer.h_BTD is not None and inner.h_BTD is None and not reached
+    assert list(outer) == [0] and not inner and not reached
     assert hooks(tiny_llama) == before
 
 

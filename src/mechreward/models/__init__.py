@@ -16,24 +16,26 @@ from mechreward.models.blocks import (
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.modes import eval_mode
 from mechreward.models.residuals import (
-    Capture,
+    BlocksBatch,
     ResidualBatch,
-    capture_block,
+    capture_blocks,
+    iter_blocks,
     iter_residuals,
     norm_outliers,
     read_residuals,
 )
 
 __all__ = [
-    "Capture",
+    "BlocksBatch",
     "LoadedModel",
     "ResidualBatch",
-    "capture_block",
+    "capture_blocks",
     "check_layer",
     "context_length",
     "d_model",
     "eval_mode",
     "find_blocks",
+    "iter_blocks",
     "iter_residuals",
     "load_model",
     "n_blocks",

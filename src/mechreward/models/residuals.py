@@ -1,4 +1,4 @@
-"""The residual stream of completions, read by one teacher-forced forward that stops after the block it needs.
+"""The residual stream of completions, read by one teacher-forced forward that stops after the last block it needs.
 
 Alignment: `h_t` is the state *after* the model has read completion token t, so it sits at position `len(prompt) + t` of
 the forward over prompt ids + completion ids. During generation the last sampled token is never fed back and has no
@@ -11,8 +11,8 @@ So a row's states do not depend on the rows it shares a batch with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,14 +27,7 @@ Ids = Sequence[Sequence[int]]
 
 
 class _ForwardStopped(Exception):
-    """Ends a forward that has given what was wanted; never leaves `capture_block`."""
-
-
-@dataclass
-class Capture:
-    """What a hooked block put out in the latest forward; None before the first."""
-
-    h_BTD: Tensor | None = None
+    """Ends a forward that has given what was wanted; never leaves `capture_blocks`."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +39,58 @@ class ResidualBatch:
     mask_BT: Bool[Tensor, "b t"]
 
 
-@contextmanager
-def capture_block(model: nn.Module, layer: int, stop: bool = True) -> Iterator[Capture]:
-    """Catches the output of block `layer` of a forward run inside the `with`.
+@dataclass(frozen=True)
+class BlocksBatch:
+    """States of some rows after several blocks, by layer; `rows` and `mask_BT` as in `ResidualBatch`."""
 
-    With `stop` the forward ends right after the block, and with it the body of the `with`: put nothing behind it there.
+    rows: list[int]
+    h_BTD: Mapping[int, Float[Tensor, "b t d"]]
+    mask_BT: Bool[Tensor, "b t"]
+
+
+@contextmanager
+def capture_blocks(model: nn.Module, layers: Sequence[int], stop: bool = True) -> Iterator[dict[int, Tensor]]:
+    """Catches the outputs of blocks `layers` of a forward run inside the `with`: one tensor a layer, of the latest one.
+
+    With `stop` the forward ends right after the last of them, and with it the body of the `with`: put nothing behind
+    it there.
 
     Example:
-        >>> with capture_block(model, 2) as capture:  # doctest: +SKIP
+        >>> with capture_blocks(model, [2, 5]) as states:  # doctest: +SKIP
         ...     model(ids_BT)
-        >>> capture.h_BTD.shape  # doctest: +SKIP
+        >>> states[5].shape  # doctest: +SKIP
     """
-    check_layer(model, layer)
-    capture, signal = Capture(), _ForwardStopped()
+    _check_layers(model, layers)
+    states: dict[int, Tensor] = {}
+    signal, blocks = _ForwardStopped(), find_blocks(model)
 
-    def keep(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        capture.h_BTD = output[0] if isinstance(output, tuple) else output
-        if stop:
+    def keep(layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
+        states[layer] = output[0] if isinstance(output, tuple) else output
+        if stop and layer == max(layers):
             raise signal
 
-    handle = find_blocks(model)[layer].register_forward_hook(keep)
-    try:
-        yield capture
-    except _ForwardStopped as stopped:
-        if stopped is not signal:  # of a capture further out
-            raise
-    finally:
-        handle.remove()
+    with ExitStack() as hooks:
+        for layer in set(layers):
+            handle = blocks[layer].register_forward_hook(lambda _m, _i, output, layer=layer: keep(layer, output))
+            hooks.callback(handle.remove)
+        try:
+            yield states
+        except _ForwardStopped as stopped:
+            if stopped is not signal:  # of a capture further out
+                raise
+
+
+def iter_blocks(
+    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int = 32
+) -> Iterator[BlocksBatch]:
+    """As `iter_residuals`, but after each of several blocks, all from one forward a batch.
+
+    Raises:
+        InputError: as `iter_residuals`, and if no layer is named.
+    """
+    _check_rows(model, prompt_ids, completion_ids, batch_size)
+    _check_layers(model, layers)
+    return _stream(model, prompt_ids, completion_ids, layers, batch_size)
 
 
 def iter_residuals(
@@ -93,9 +111,8 @@ def iter_residuals(
         InputError: at once for lists that do not match, empty completions, ids outside the vocabulary, rows longer than
             the context or a layer out of range; on the way for a state that is NaN or infinite.
     """
-    _check_rows(model, prompt_ids, completion_ids, batch_size)
-    check_layer(model, layer)
-    return _stream(model, prompt_ids, completion_ids, layer, batch_size)
+    batches = iter_blocks(model, prompt_ids, completion_ids, [layer], batch_size)
+    return (ResidualBatch(batch.rows, batch.h_BTD[layer], batch.mask_BT) for batch in batches)
 
 
 def read_residuals(
@@ -135,43 +152,47 @@ def norm_outliers(
 
 
 def _stream(
-    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layer: int, batch_size: int
-) -> Iterator[ResidualBatch]:
+    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int
+) -> Iterator[BlocksBatch]:
     by_length = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
         prompts, completions = [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows]
-        h_BTD, mask_BT = _read_batch(model, prompts, completions, layer)
-        _check_finite(h_BTD, rows, layer)
-        yield ResidualBatch(rows, h_BTD, mask_BT)
+        batch = _read_batch(model, rows, prompts, completions, layers)
+        for layer, h_BTD in batch.h_BTD.items():
+            _check_finite(h_BTD, rows, layer)
+        yield batch
 
 
 def _read_batch(
-    model: nn.Module, prompts: Ids, completions: Ids, layer: int
-) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+    model: nn.Module, rows: list[int], prompts: Ids, completions: Ids, layers: Sequence[int]
+) -> BlocksBatch:
     inner = unwrap(model)
     ids_BS, seen_BS = _pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], inner.device)
-    with eval_mode(inner), capture_block(inner, layer) as capture:
+    with eval_mode(inner), capture_blocks(inner, layers) as states:
         inner(input_ids=ids_BS, attention_mask=seen_BS.long(), use_cache=False)
-    h_BSD = capture.h_BTD
-    if h_BSD is None or h_BSD.shape[:-1] != ids_BS.shape:
-        shape = None if h_BSD is None else tuple(h_BSD.shape)
-        raise InputError(f"model: block {layer} of {type(inner).__name__} puts out {shape}, not one state a token")
-    return _cut_completions(h_BSD, [len(p) for p in prompts], [len(c) for c in completions])
+    start_B1 = torch.tensor([len(prompt) for prompt in prompts], device=inner.device)[:, None]
+    length_B1 = torch.tensor([len(completion) for completion in completions], device=inner.device)[:, None]
+    step_T = torch.arange(int(length_B1.max()), device=inner.device)
+    mask_BT = step_T < length_B1
+    place_BT = (start_B1 + step_T).clamp(max=ids_BS.shape[1] - 1)
+    h_BTD: dict[int, Tensor] = {}
+    for layer in sorted(set(layers)):
+        shape = tuple(states[layer].shape) if layer in states else None
+        if shape is None or shape[:-1] != ids_BS.shape:
+            raise InputError(f"model: block {layer} of {type(inner).__name__} puts out {shape}, not one state a token")
+        h_BTD[layer] = _cut_completions(states.pop(layer), place_BT, mask_BT)
+    return BlocksBatch(rows, h_BTD, mask_BT)
 
 
 def _cut_completions(
-    h_BSD: Float[Tensor, "b s d"], prompt_lengths: list[int], completion_lengths: list[int]
-) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+    h_BSD: Float[Tensor, "b s d"], place_BT: Int[Tensor, "b t"], mask_BT: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b t d"]:
     """Moves each row's completion to the front: state t is that of position `prompt length + t`."""
-    device = h_BSD.device
-    start_B1 = torch.tensor(prompt_lengths, device=device)[:, None]
-    length_B1 = torch.tensor(completion_lengths, device=device)[:, None]
-    step_T = torch.arange(max(completion_lengths), device=device)
-    mask_BT = step_T < length_B1
-    place_BT = (start_B1 + step_T).clamp(max=h_BSD.shape[1] - 1)
+    # A block of a model spread over several devices may live on another one than the inputs.
+    place_BT, mask_BT = place_BT.to(h_BSD.device), mask_BT.to(h_BSD.device)
     h_BTD = h_BSD.gather(1, place_BT[..., None].expand(-1, -1, h_BSD.shape[-1])).float()
-    return h_BTD.masked_fill(~mask_BT[..., None], 0.0), mask_BT
+    return h_BTD.masked_fill(~mask_BT[..., None], 0.0)
 
 
 def _pad_right(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Bool[Tensor, "b s"]]:
@@ -199,6 +220,13 @@ def _check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_si
         stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
         if stray is not None:
             raise InputError(f"completion_ids: row {row} holds token {stray}; the model knows 0 to {vocabulary - 1}")
+
+
+def _check_layers(model: nn.Module, layers: Sequence[int]) -> None:
+    if not layers:
+        raise InputError("layers: none is named; give at least one block")
+    for layer in layers:
+        check_layer(model, layer)
 
 
 def _check_finite(h_BTD: Float[Tensor, "b t d"], rows: list[int], layer: int) -> None:
