@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,14 +14,32 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4VisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3_5VisionConfig,
 )
 
 VOCAB, WIDTH, LAYERS, HEADS = 64, 32, 4, 4
@@ -104,3 +124,112 @@ def _common() -> dict[str, int]:
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
+
+
+GATED = {"intermediate_size": 64, "num_key_value_heads": 2}
+WINDOW = 8
+"""Tokens of sliding attention: shorter than test rows, so that a window that is not honoured shows."""
+LINEAR = {
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+GEMMA4 = {
+    **GATED,
+    "head_dim": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+}
+
+
+def _llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**_common(), **GATED))
+
+
+def _mistral() -> PreTrainedModel:
+    return MistralForCausalLM(MistralConfig(**_common(), **GATED, sliding_window=WINDOW))
+
+
+def _gemma2() -> PreTrainedModel:
+    return Gemma2ForCausalLM(Gemma2Config(**_common(), **GATED, head_dim=8, sliding_window=WINDOW))
+
+
+def _deepseek_v3() -> PreTrainedModel:
+    latent = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    routed = {**EXPERTS, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+    sizes = {**_common(), **latent, **routed, "intermediate_size": 64, "num_key_value_heads": HEADS}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
+
+
+def _qwen3_5() -> PreTrainedModel:
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**_common(), **GATED, **LINEAR))
+
+
+def _qwen3_5_image_text() -> PreTrainedModel:
+    vision = Qwen3_5VisionConfig(
+        depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=WIDTH, num_position_embeddings=16
+    )
+    text = Qwen3_5TextConfig(**_common(), **GATED, **LINEAR)
+    # The ids of image and video tokens have to lie inside the tiny vocabulary; the last four characters are given up.
+    ids = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    config = Qwen3_5Config(text_config=text.to_dict(), vision_config=vision.to_dict(), **ids)
+    return Qwen3_5ForConditionalGeneration(config)
+
+
+def _qwen3_5_moe() -> PreTrainedModel:
+    experts = {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 16}
+    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**_common(), **LINEAR, **experts, num_key_value_heads=2))
+
+
+def _gemma4() -> PreTrainedModel:
+    return Gemma4ForCausalLM(Gemma4TextConfig(**_common(), **GEMMA4))
+
+
+def _gemma4_image_text() -> PreTrainedModel:
+    vision = Gemma4VisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        position_embedding_size=64,
+    )
+    ids = {"image_token_id": 60, "video_token_id": 61, "boi_token_id": 62, "eoi_token_id": 63, "audio_token_id": 59}
+    text = Gemma4TextConfig(**_common(), **GEMMA4)
+    config = Gemma4Config(text_config=text.to_dict(), vision_config=vision.to_dict(), **ids)
+    return Gemma4ForConditionalGeneration(config)
+
+
+TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "gemma2": _gemma2,
+    "deepseek_v3": _deepseek_v3,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_image_text": _qwen3_5_image_text,
+    "qwen3_5_moe": _qwen3_5_moe,
+    "gemma4": _gemma4,
+    "gemma4_image_text": _gemma4_image_text,
+}
+
+
+@cache
+def _made(name: str) -> PreTrainedModel:
+    torch.manual_seed(4)
+    return _ready(TINY_MODELS[name]().float())
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], PreTrainedModel]:
+    """Makes a tiny random model by name (`TINY_MODELS`), the same object each time: width 32, 4 blocks, vocabulary 64.
+
+    In evaluation mode and shared by all tests: a test that trains one takes a deep copy.
+    """
+    return _made
