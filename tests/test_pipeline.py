@@ -15,7 +15,7 @@ from mechreward.comparison import verdict_words
 from mechreward.config import ImproveConfig, make_config
 from mechreward.errors import InputError
 from mechreward.files import read_json
-from mechreward.inputs import prepare, stage_seed
+from mechreward.inputs import prepare
 from mechreward.pipeline import improve
 from mechreward.tasks import load_split
 
@@ -247,8 +247,8 @@ def test_make_config_names_field_value_and_what_is_allowed(values: dict[str, Any
 
 
 def test_config_survives_yaml(tmp_path: Path) -> None:
-    from mechreward.config import load_config
+    from mechreward.settings import read_fields
 
     config = make_config(**QUICK)
     (tmp_path / "c.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    assert ImproveConfig(**load_config(tmp_path / "c.yaml")) == config
+    assert ImproveConfig(**read_fields(ImproveConfig, tmp_path / "c.yaml")) == config

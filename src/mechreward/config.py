@@ -5,22 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from mechreward.errors import InputError
+from mechreward.settings import Count, NotNegative, Positive, Settings, Share, make_settings
 
 Arm = Literal["outcome", "dense"]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 
 
-class ImproveConfig(BaseModel):
+class ImproveConfig(Settings):
     """Questions and a model in; a gated dense reward, a trained policy and a report out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     questions: str
     """A .jsonl, .csv or .parquet file, `tiny:easy`, `tiny:long`, `reasoning-gym:NAME`, or a Hugging Face dataset id."""
@@ -118,48 +111,10 @@ class ImproveConfig(BaseModel):
     """Go on with the run in `out` where it stopped."""
 
 
-def load_config(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file of `ImproveConfig` fields.
-
-    Raises:
-        InputError: if the file is missing, is not a YAML mapping, or holds an unknown field.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"config: there is no file {path}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"config: {path} holds {type(values).__name__}, where a mapping of fields is needed")
-    unknown = [field for field in values if field not in ImproveConfig.model_fields]
-    if unknown:
-        raise InputError(_no_such(unknown[0]))
-    return values
-
-
-def _no_such(field: object) -> str:
-    return f"{field}: there is no such field; there are {', '.join(ImproveConfig.model_fields)}"
-
-
 def make_config(**values: Any) -> ImproveConfig:
     """Builds a configuration.
 
     Raises:
         InputError: naming the first bad field, its value and what is allowed.
     """
-    try:
-        return ImproveConfig(**values)
-    except ValidationError as error:
-        raise InputError(first_error(error)) from error
-
-
-def first_error(error: ValidationError) -> str:
-    """The first of pydantic's complaints as one sentence."""
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return _no_such(field)
-    if first["type"] == "missing":
-        return f"{field}: is needed and was not given"
-    return f"{field}: {first['input']!r} is not allowed ({first['msg']})"
+    return make_settings(ImproveConfig, values)

@@ -73,6 +73,21 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file; none if it is missing. A last line without its line break (a kill) is left out.
+
+    Raises:
+        InputError: naming the first line that is not JSON.
+    """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text().split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise InputError(f"path: {path} holds a line that is not JSON ({error.msg})") from error
+
+
 def sha256_bytes(*chunks: bytes) -> str:
     """Hex SHA-256 over the chunks in order."""
     digest = hashlib.sha256()

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mechreward import tiny
 from mechreward.config import ImproveConfig
 from mechreward.errors import InputError
-from mechreward.files import atomic_path, make_folder, sha256_bytes, write_json
+from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
+from mechreward.rundir import make_manifest, open_run
 from mechreward.sae import SAE, load_sae
 from mechreward.tasks import Columns, QuestionSplit, load_questions, split_questions
 from mechreward.verifiers import Verdict, Verifier, get_verifier
+
+PACKAGES = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+"""Whose versions the manifest names."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ def lenient(verifier: Verifier) -> Verifier:
 
 
 def load_policy(config: ImproveConfig) -> LoadedModel:
-    name = str(tiny.MODEL) if config.model == "tiny" else config.model
-    return load_model(name, adapter=config.adapter, dtype=config.dtype, device=config.device)
+    return load_model(tiny.model_path(config.model), adapter=config.adapter, dtype=config.dtype, device=config.device)
 
 
 def _load_sae(config: ImproveConfig) -> SAE | None:
@@ -97,54 +94,14 @@ def _load_sae(config: ImproveConfig) -> SAE | None:
     return sae
 
 
-def open_run(inputs: Inputs) -> Path:
+def open_folder(inputs: Inputs) -> Path:
     """Makes the run directory, or with `resume` finds the one a killed run left.
 
     Raises:
         InputError: if it holds a run and `resume` is off, another configuration, or cannot be written to.
     """
     config = inputs.config
-    folder, stored_at = config.out, config.out / "config.yaml"
-    if stored_at.exists():
-        if not config.resume:
-            raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
-        stored, now = yaml.safe_load(stored_at.read_text()), _stored(config)
-        changed = [field for field in now if stored.get(field) != now[field]]
-        if changed:
-            raise InputError(
-                f"{changed[0]}: {now[changed[0]]!r} is not what the run in {folder} was started with "
-                f"({stored.get(changed[0])!r}); a resumed run keeps its configuration"
-            )
-        return folder
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
-    make_folder(folder)
-    write_json(folder / "manifest.json", _manifest(inputs))
-    with atomic_path(stored_at) as temporary:
-        temporary.write_text(yaml.safe_dump(_stored(config), sort_keys=False))
-    return folder
-
-
-def _stored(config: ImproveConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"out", "resume"})
-
-
-def _manifest(inputs: Inputs) -> dict[str, Any]:
-    config = inputs.config
     asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
-    packages = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "device": config.device,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
-        "hashes": {"questions": sha256_bytes(*asked)}
-        | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash}),
-    }
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """A seed of its own for each stage, so that skipping one on resume changes no other."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{stage}".encode()).digest()[:4], "big")
+    hashes = {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
+    manifest = make_manifest(seed=config.seed, device=config.device, packages=PACKAGES, hashes=hashes)
+    return open_run(config.out, config.model_dump(mode="json", exclude={"out", "resume"}), manifest, config.resume)

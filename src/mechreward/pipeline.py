@@ -38,17 +38,17 @@ from mechreward.features import (
     save_contrast,
     save_pack,
 )
-from mechreward.files import append_row, read_json, write_json
+from mechreward.files import append_row, read_json, read_jsonl, write_json
 from mechreward.gates import gate1
-from mechreward.inputs import Inputs, load_policy, open_run, prepare, stage_seed
+from mechreward.inputs import Inputs, load_policy, open_folder, prepare
 from mechreward.models import LoadedModel
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
+from mechreward.rundir import stage_seed
 from mechreward.sae import SAE, SAEMeta, load_sae, save_sae, train_own_sae
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
-from mechreward.training.logging import read_jsonl
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     """
     started = time.perf_counter()
     inputs = prepare(config)
-    folder = open_run(inputs)
+    folder = open_folder(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
     sample(inputs, folder, "baseline", progress)
     responses = sample(inputs, folder, "known", progress)

@@ -13,8 +13,9 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from mechreward.errors import InputError
+from mechreward.files import read_jsonl
 from mechreward.training import JsonlMetrics, RolloutRecorder, Rollouts
-from mechreward.training.logging import EveryStep, preserved_rng, read_jsonl
+from mechreward.training.logging import EveryStep, preserved_rng
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 
 from mechreward.errors import InputError
+from mechreward.files import read_jsonl
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.sae import SAE, SAEMeta
 from mechreward.tasks import Question
 from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, train_arm
-from mechreward.training.logging import read_jsonl
 from mechreward.training.run import make_args, make_dataset
 
 QUESTIONS = [Question(id=f"q{i}", prompt=f"{i}+{i}=", answer=str(2 * i)) for i in range(3)]

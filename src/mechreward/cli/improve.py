@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import field, make_dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
-from mechreward.config import ImproveConfig, load_config, make_config
+from mechreward.config import ImproveConfig
 
 if TYPE_CHECKING:
     from mechreward.pipeline import Outcome
@@ -34,40 +28,12 @@ DEMO: dict[str, Any] = {
 
 def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
     """Parses the flags of the main job over its `--config` file and runs it."""
-    # Nothing the user can act on: other libraries' deprecations and weight-loading bars.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from transformers.utils import logging
-
+    quiet()
     from mechreward.pipeline import improve as run
 
-    logging.disable_progress_bar()
-    options = _options_type()
-    start = options(**preset | _config_file(arguments))
-    parsed = tyro.cli(options, default=start, args=arguments, prog=prog, description=ImproveConfig.__doc__)
-    config = make_config(**{name: getattr(parsed, name) for name in ImproveConfig.model_fields})
+    config = parse_settings(ImproveConfig, arguments, prog, preset)
     console.print(f"[bold]mechreward[/] {config.model} on {config.questions} [dim]-> {config.out}[/]")
     return _tell(run(config, RichProgress()))
-
-
-def _options_type() -> type:
-    """`ImproveConfig` as tyro reads it: the same fields, defaults and help, with the checks left to `make_config`."""
-    help_config = tyro.conf.arg(help="YAML file of these fields; flags go on top of it.")
-    fields: list[Any] = [("config", Annotated[Path | None, help_config], field(default=None))]
-    for name, info in ImproveConfig.model_fields.items():
-        value = tyro.MISSING if info.is_required() else info.get_default(call_default_factory=True)
-        annotation = Annotated[info.annotation, tyro.conf.arg(help=info.description)]  # type: ignore[name-defined]
-        fields.append((name, annotation, field(default_factory=partial(deepcopy, value))))
-    return make_dataclass("Options", fields, frozen=True)
-
-
-def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
-    """The fields of the file given by `--config`, which have to be known before the flags are parsed on top of them."""
-    for at, argument in enumerate(arguments):
-        if argument == "--config" and at + 1 < len(arguments):
-            return load_config(arguments[at + 1])
-        if argument.startswith("--config="):
-            return load_config(argument.removeprefix("--config="))
-    return {}
 
 
 def _tell(outcome: Outcome) -> int:

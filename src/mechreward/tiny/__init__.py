@@ -4,6 +4,8 @@ Data with loaders: any room may import `world`, `MODEL` and `SAE_FOLDER`; only `
 Made by one seeded script, `python -m mechreward.tiny.build`; the model card stands beside the weights.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
@@ -12,4 +14,10 @@ MODEL = ASSETS / "model"
 SAE_FOLDER = ASSETS / "sae"
 """A TopK SAE of that model in the SAE Lens directory format."""
 
-__all__ = ["ASSETS", "MODEL", "SAE_FOLDER"]
+
+def model_path(name: str) -> str:
+    """The bundled model's folder for the name `tiny`; any other name as it is."""
+    return str(MODEL) if name == "tiny" else name
+
+
+__all__ = ["ASSETS", "MODEL", "SAE_FOLDER", "model_path"]

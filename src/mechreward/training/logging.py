@@ -21,8 +21,7 @@ import pandas as pd
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mechreward.errors import InputError
-from mechreward.files import atomic_path
+from mechreward.files import atomic_path, read_jsonl
 from mechreward.reward.batch import Text
 from mechreward.verifiers import as_text
 
@@ -163,21 +162,6 @@ def preserved_rng() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(numpy)
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file; none if it is missing. A last line without its line break (a kill) is left out.
-
-    Raises:
-        InputError: naming the first line that is not JSON.
-    """
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_text().split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise InputError(f"metrics: {path} holds a line that is not JSON ({error.msg})") from error
 
 
 def _finite(value: float | None) -> float | None:

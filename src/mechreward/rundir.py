@@ -1,0 +1,73 @@
+"""A run directory: what it was told (`config.yaml`) and what made it (`manifest.json`), written before any work.
+
+Whatever makes such a directory keeps whole files in it, so that a killed run goes on where it stopped; the settings it
+was started with then have to be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mechreward.errors import InputError
+from mechreward.files import atomic_path, make_folder, write_json
+
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
+
+
+def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], resume: bool) -> Path:
+    """Makes a run directory, or with `resume` finds the one a killed run left.
+
+    Args:
+        settings: what the run is told, as plain values that YAML can hold; without the folder and `resume` themselves.
+
+    Raises:
+        InputError: if the folder holds a run and `resume` is off, other settings, or cannot be written to.
+    """
+    if (folder / CONFIG).exists():
+        if not resume:
+            raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
+        _check_same(folder, settings)
+        return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
+    make_folder(folder)
+    write_json(folder / MANIFEST, manifest)
+    with atomic_path(folder / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return folder
+
+
+def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+    stored = yaml.safe_load((folder / CONFIG).read_text())
+    changed = [field for field in settings if stored.get(field) != settings[field]]
+    if changed:
+        raise InputError(
+            f"{changed[0]}: {settings[changed[0]]!r} is not what the run in {folder} was started with "
+            f"({stored.get(changed[0])!r}); a resumed run keeps its configuration"
+        )
+
+
+def make_manifest(*, seed: int, device: str, packages: Sequence[str], hashes: dict[str, str]) -> dict[str, Any]:
+    """Versions, machine, seed and hashes of what went in."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "device": device,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "hashes": hashes,
+    }
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """A seed of its own for each stage, so that skipping one on resume changes no other."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{stage}".encode()).digest()[:4], "big")

@@ -1,0 +1,77 @@
+"""Strict records of settings, the same in YAML, on the command line and in Python; any room may define one.
+
+A record is a frozen pydantic model: flat, unknown fields are errors, and each field's docstring is its help. What is
+wrong comes out as one `InputError`, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mechreward.errors import InputError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """A frozen record without unknown fields, whose fields are documented by the docstrings under them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def make_settings(kind: type[SettingsT], values: dict[str, Any]) -> SettingsT:
+    """Builds a record.
+
+    Raises:
+        InputError: naming the first bad field, its value and what is allowed.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError(_first_error(kind, error)) from error
+
+
+def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
+    """Reads a YAML file of some of a record's fields.
+
+    Raises:
+        InputError: if the file is missing, is not a YAML mapping, or holds an unknown field.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"config: there is no file {path}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config: {path} holds {type(values).__name__}, where a mapping of fields is needed")
+    unknown = [field for field in values if field not in kind.model_fields]
+    if unknown:
+        raise InputError(_no_such(kind, unknown[0]))
+    return values
+
+
+def _no_such(kind: type[Settings], field: object) -> str:
+    return f"{field}: there is no such field; there are {', '.join(kind.model_fields)}"
+
+
+def _first_error(kind: type[Settings], error: ValidationError) -> str:
+    """The first of pydantic's complaints as one sentence."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return _no_such(kind, field)
+    if first["type"] == "missing":
+        return f"{field}: is needed and was not given"
+    return f"{field}: {first['input']!r} is not allowed ({first['msg']})"
