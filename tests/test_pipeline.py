@@ -17,6 +17,7 @@ from mechreward.errors import InputError
 from mechreward.files import read_json
 from mechreward.inputs import prepare
 from mechreward.pipeline import improve
+from mechreward.rundir import stage_seed
 from mechreward.tasks import load_split
 
 QUICK: dict[str, Any] = {

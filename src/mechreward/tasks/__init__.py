@@ -7,6 +7,7 @@ from mechreward.tasks.load import Columns, load_questions
 from mechreward.tasks.marker import MARKER, after_marker
 from mechreward.tasks.question import Question
 from mechreward.tasks.split import QuestionSplit, load_split, save_questions, split_questions
+from mechreward.tasks.texts import load_texts
 
 __all__ = [
     "MARKER",
@@ -16,6 +17,7 @@ __all__ = [
     "after_marker",
     "load_questions",
     "load_split",
+    "load_texts",
     "save_questions",
     "split_questions",
 ]

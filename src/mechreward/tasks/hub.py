@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mechreward.errors import InputError
-from mechreward.tasks.rows import Row
+from mechreward.tasks.rows import Row, is_file
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def is_dataset(source: str) -> bool:
+    """Whether a source names a Hugging Face dataset or a folder that `datasets` can read."""
+    return not is_file(source) and (_HUB_ID.fullmatch(source) is not None or (source != "" and Path(source).is_dir()))
 
 
 def hub_rows(name: str, options: dict[str, Any], *, split: str) -> Iterator[Row]:

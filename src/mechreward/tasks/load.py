@@ -7,8 +7,6 @@ nothing else, so a format may hold braces of its own (``\\boxed{}``).
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,15 +15,12 @@ from typing import Any
 
 from mechreward.errors import InputError
 from mechreward.tasks.generated import reasoning_gym_rows, tiny_rows
-from mechreward.tasks.hub import hub_rows
+from mechreward.tasks.hub import hub_rows, is_dataset
 from mechreward.tasks.marker import after_marker
 from mechreward.tasks.question import Question, check_unique_ids
-from mechreward.tasks.rows import SUFFIXES, Row, read_rows
+from mechreward.tasks.rows import Row, is_file, read_rows, required_cell, text_cell
 
 PLACEHOLDER = "{question}"
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-# Taken for files, which then are refused by name, rather than for dataset ids.
-_OTHER_FILES = (".json", ".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".yaml", ".yml", ".md", ".gz", ".zip", ".zst")
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def _open(
     kind, _, name = source.partition(":")
     if kind == "reasoning-gym":
         return reasoning_gym_rows(name, options, seed=seed, limit=limit), Columns(id="id")
-    if _is_dataset(source):
+    if is_dataset(source):
         return hub_rows(source, options, split=split), columns
     if options:
         raise InputError(
@@ -92,7 +87,7 @@ def _open(
         )
     if kind == "tiny":
         return tiny_rows(name, seed=seed, limit=limit), Columns(id="id", solution="solution")
-    if _is_file(source):
+    if is_file(source):
         return read_rows(Path(source)), columns
     raise InputError(
         f"source: {source!r} is none of the kinds there are; allowed are a .jsonl, .csv or .parquet file, tiny:easy, "
@@ -100,44 +95,14 @@ def _open(
     )
 
 
-def _is_dataset(source: str) -> bool:
-    return not _is_file(source) and (_HUB_ID.fullmatch(source) is not None or (source != "" and Path(source).is_dir()))
-
-
-def _is_file(source: str) -> bool:
-    return Path(source).suffix.lower() in (*SUFFIXES, *_OTHER_FILES) or Path(source).is_file()
-
-
 def _question(row: Row, columns: Columns, default_id: str, prompt_format: str) -> Question:
-    asked = _required(row, "question", columns.question)
-    answer = _required(row, "answer", columns.answer)
-    solution = _cell(row, "solution", columns.solution) or None if columns.solution else None
+    asked = required_cell(row, "question", columns.question)
+    answer = required_cell(row, "answer", columns.answer)
+    solution = text_cell(row, "solution", columns.solution) or None if columns.solution else None
     marked = after_marker(answer)
     if marked is not None:
         if not marked:
             raise InputError(f"answer: {row.where} has nothing after ####; every question needs a gold answer")
         answer, solution = marked, solution or answer
-    name = _required(row, "id", columns.id) if columns.id else default_id
+    name = required_cell(row, "id", columns.id) if columns.id else default_id
     return Question(name, prompt_format.replace(PLACEHOLDER, asked), answer, solution)
-
-
-def _required(row: Row, field: str, column: str) -> str:
-    text = _cell(row, field, column)
-    if not text:
-        raise InputError(f"{field}: column {column!r} is empty in {row.where}; every question needs one")
-    return text
-
-
-def _cell(row: Row, field: str, column: str) -> str:
-    """A cell as stripped text; nothing (null, NaN) as the empty text."""
-    if column not in row.values:
-        there = ", ".join(sorted(row.values)) or "none"
-        raise InputError(f"{field}: there is no column {column!r} in {row.where}; the columns there are: {there}")
-    value = row.values[column]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(
-            f"{field}: column {column!r} of {row.where} holds a {type(value).__name__}; allowed are text and numbers"
-        )
-    return str(value).strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 from mechreward.errors import InputError
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+# Taken for files, which then are refused by name, rather than for dataset ids.
+_OTHER_FILES = (".json", ".txt", ".tsv", ".xlsx", ".xls", ".arrow", ".yaml", ".yml", ".md", ".gz", ".zip", ".zst")
 
 
 class Row(NamedTuple):
@@ -22,6 +25,11 @@ class Row(NamedTuple):
 
     where: str
     values: dict[str, Any]
+
+
+def is_file(source: str) -> bool:
+    """Whether a source names a file: by its suffix, or because it is there."""
+    return Path(source).suffix.lower() in (*SUFFIXES, *_OTHER_FILES) or Path(source).is_file()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -83,3 +91,26 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             yield Row(f"row {number} of {path}", values)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"source: {path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def required_cell(row: Row, field: str, column: str) -> str:
+    """A cell's text, which must not be empty."""
+    text = text_cell(row, field, column)
+    if not text:
+        raise InputError(f"{field}: column {column!r} is empty in {row.where}; every question needs one")
+    return text
+
+
+def text_cell(row: Row, field: str, column: str) -> str:
+    """A cell as stripped text; nothing (null, NaN) as the empty text."""
+    if column not in row.values:
+        there = ", ".join(sorted(row.values)) or "none"
+        raise InputError(f"{field}: there is no column {column!r} in {row.where}; the columns there are: {there}")
+    value = row.values[column]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(
+            f"{field}: column {column!r} of {row.where} holds a {type(value).__name__}; allowed are text and numbers"
+        )
+    return str(value).strip()
