@@ -24,6 +24,7 @@ D, F = 5, 12
 def weights(seed: int = 0) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}
+    shapes |= {"b_gate": (F,), "b_mag": (F,), "r_mag": (F,)}
     return {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
 
 
@@ -33,6 +34,8 @@ def ours(architecture: str = "topk", **options: Any) -> SAE:
         options = {"k": 3, **options}
     if architecture == "jumprelu":
         options["threshold_F"] = w["threshold"].abs()
+    if architecture == "gated":
+        options |= {"b_gate_F": w["b_gate"], "r_mag_F": w["r_mag"]}
     return SAE(architecture, w["W_enc"], w["b_enc"], w["W_dec"], w["b_dec"], META, **options)  # type: ignore[arg-type]
 
 
@@ -59,6 +62,10 @@ KINDS = [
     ("jumprelu", {}),
     ("jumprelu", {"apply_b_dec_to_input": False}),
     ("standard", {}),
+    ("gated", {}),
+    ("gated", {"apply_b_dec_to_input": False}),
+    ("topk", {"k": 3, "normalize_activations": "layer_norm"}),
+    ("standard", {"normalize_activations": "constant_norm_rescale"}),
 ]
 
 
@@ -71,7 +78,7 @@ def test_reads_what_sae_lens_saves(architecture: str, options: dict[str, Any], t
         acts = lens.encode(h)
         assert (acts > 0).any()
         torch.testing.assert_close(sae.encode(h), acts, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(sae.decode(acts), lens.decode(acts), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(sae.decode(acts, h), lens.decode(acts), rtol=1e-6, atol=1e-6)
         assert (sae.meta.layer, sae.meta.model_name, sae.meta.hook_name) == (7, "gpt2", "blocks.7.hook_resid_post")
     assert (load_sae(tmp_path).meta.release, load_sae(tmp_path).meta.sae_id) == (str(tmp_path), "")
     assert (sae.meta.release, sae.meta.sae_id) == ("gpt2-small", "l7")
@@ -83,7 +90,8 @@ def test_reads_what_sae_lens_saves(architecture: str, options: dict[str, Any], t
         ("topk", {}),
         ("topk", {"rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}),
         ("jumprelu", {}),
-        ("relu", {"apply_b_dec_to_input": False}),
+        ("relu", {"apply_b_dec_to_input": False, "input_norm": "layer_norm"}),
+        ("gated", {}),
     ],
 )
 def test_sae_lens_reads_what_we_save(architecture: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def test_sae_lens_reads_what_we_save(architecture: str, options: dict[str, Any],
     lens = sae_lens.SAE.load_from_disk(tmp_path / "new" / "sae")
     h = torch.randn(40, D)
     torch.testing.assert_close(lens.encode(h), sae.encode(h), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(lens.decode(lens.encode(h)), sae.decode(sae.encode(h)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lens.decode(lens.encode(h)), sae.decode(sae.encode(h), h), rtol=1e-6, atol=1e-6)
     assert (lens.cfg.metadata.hook_name, lens.cfg.metadata.model_name) == (META.hook_name, META.model_name)
     again = load_sae(tmp_path / "new" / "sae")
     assert (again.weights_hash, again.meta, again.k) == (sae.weights_hash, META, sae.k)
@@ -114,6 +122,22 @@ def test_sub_folder_by_sae_id_and_overwriting(tmp_path: Path) -> None:
     sae = load_sae(str(tmp_path), "layer_2")
     assert (sae.architecture, sae.k) == ("topk", 4)
     assert sorted(path.name for path in (tmp_path / "layer_2").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_firing_frequencies_are_kept_as_sae_lens_keeps_them(tmp_path: Path) -> None:
+    share = torch.tensor([0.0, 1.0] + [0.01] * (F - 2))
+    save_sae(replace(ours(), frequency_F=share), tmp_path)
+    assert load_file(tmp_path / "sparsity.safetensors")["sparsity"].tolist()[:3] == pytest.approx([-10.0, 0.0, -2.0])
+    again = load_sae(tmp_path)
+    assert again.frequency_F is not None
+    torch.testing.assert_close(again.frequency_F, share, rtol=1e-5, atol=1e-9)
+    assert again.weights_hash == ours().weights_hash
+    # A save without them leaves none of another SAE behind.
+    save_sae(ours(k=4), tmp_path)
+    assert load_sae(tmp_path).frequency_F is None
+    save_file({"other": share}, tmp_path / "sparsity.safetensors")
+    with pytest.raises(InputError, match="without the tensor 'sparsity'"):
+        load_sae(tmp_path)
 
 
 def test_half_precision_files_are_read_as_float32(tmp_path: Path) -> None:
@@ -168,22 +192,24 @@ def edit(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "gated"}, "architecture: 'gated' is not one of topk, standard, jumprelu"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is not supported"),
+        ({"architecture": "temporal"}, "architecture: 'temporal' is not one of topk, standard, jumprelu, gated"),
+        ({"architecture": "gated"}, "the tensor 'b_gate' is missing"),
+        ({"normalize_activations": "batch_norm"}, "normalize_activations: 'batch_norm' is not one of none, layer_norm"),
+        ({"normalize_activations": "expected_average_only_in"}, "its scale is not in the file"),
         ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),
         ({"activation_fn_str": "topk"}, "activation_fn_str: 'topk' is the form before sae-lens 6"),
         ({"drop": ("architecture",)}, "the key 'architecture' is missing"),
         ({"drop": ("d_in",)}, "the key 'd_in' is missing"),
         ({"drop": ("d_sae",)}, "the key 'd_sae' is missing"),
-        ({"drop": ("k",)}, "the key 'k' is missing"),
+        ({"drop": ("k",)}, "k: .* does not say how many features are kept a token; say it with k="),
         ({"k": 2.5}, "k: 2.5 in cfg.json is not a whole number"),
         ({"k": True}, "k: True in cfg.json is not a whole number"),
         ({"d_sae": 0}, "d_sae: 0 in cfg.json"),
         ({"k": F + 1}, f"k: {F + 1} is not between 1 and the SAE's {F} features"),
         ({"d_in": D + 1}, r"W_enc: shape \(5, 12\) is not \(6, 12\) as cfg.json says"),
         ({"architecture": "jumprelu"}, "the tensor 'threshold' is missing"),
-        ({"drop": ("metadata",)}, "metadata.hook_name: missing"),
-        ({"drop": ("hook_name",)}, "metadata.hook_name: missing"),
+        ({"drop": ("metadata",)}, "layer: .* does not say which decoder block it reads"),
+        ({"drop": ("hook_name",)}, "layer: .* does not say which decoder block it reads"),
         ({"metadata": {"hook_name": "blocks.2.hook_mlp_out"}}, "hook_name: 'blocks.2.hook_mlp_out'"),
         ({"metadata": {"layer": 3}}, "metadata.layer: 3 does not agree with hook_name 'model.layers.2'"),
         ({"metadata": {"hook_head_index": 1}}, "metadata.hook_head_index"),
@@ -197,11 +223,11 @@ def test_wrong_configurations(changes: dict[str, Any], message: str, tmp_path: P
 
 
 def test_wrong_tensors(tmp_path: Path) -> None:
-    good = {name: tensor for name, tensor in weights().items() if name != "threshold"}
+    good = {name: weights()[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     cases = {
         "the tensor 'b_dec' is missing": {k: v for k, v in good.items() if k != "b_dec"},
         "the tensor 'W_skip' does not belong": {**good, "W_skip": torch.zeros(D, D)},
-        "the tensor 'threshold' does not belong": weights(),
+        "the tensor 'threshold' does not belong": {**good, "threshold": weights()["threshold"]},
         r"W_dec: shape \(5, 12\) is not \(12, 5\)": {**good, "W_dec": good["W_enc"].clone()},
         "b_enc_F: .* NaN or infinity": {**good, "b_enc": torch.full((F,), float("nan"))},
     }
@@ -222,14 +248,14 @@ def test_truncated_weights(size: int, tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="there is no file or folder"):
         load_sae(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="there is no folder ./nowhere"):
+    with pytest.raises(InputError, match="there is no file or folder ./nowhere"):
         load_sae("./nowhere")
-    with pytest.raises(InputError, match="has no cfg.json"):
+    with pytest.raises(InputError, match="is in no format known here; looked for cfg.json"):
         load_sae(tmp_path)
     save_sae(ours(), tmp_path)
-    with pytest.raises(InputError, match="layer_9 has no cfg.json"):
+    with pytest.raises(InputError, match="there is no file or folder .*layer_9"):
         load_sae(tmp_path, "layer_9")
     (tmp_path / "cfg.json").write_text("[1]")
     with pytest.raises(InputError, match="must hold a JSON object, not list"):

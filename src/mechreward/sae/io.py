@@ -1,54 +1,47 @@
-"""SAEs on disk and on the hub, in SAE Lens' directory format: ``cfg.json`` + ``sae_weights.safetensors``.
+"""SAE Lens' configuration and tensors as our reader, and back: ``cfg.json`` + ``sae_weights.safetensors``.
 
-A folder is read and written without importing sae-lens (which costs seconds); a release name goes through
-``sae_lens.SAE.from_pretrained`` once, and the weights are copied into our own reader. Strict where a wrong guess would
-read wrong features: an unknown architecture, an input normalisation, an unknown tensor or a hook other than a block's
-residual stream is refused by name.
+`loading` finds and reads files of every format and hands them over in this form. Strict where a wrong guess would read
+wrong features: an unknown architecture or input normalisation, an unknown tensor or a hook other than a block's
+residual stream is refused by name. Nothing here imports sae-lens, but for `require_sae_lens`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.files import atomic_path, read_json, write_json
-from mechreward.sae.sae import SAE, Architecture, SAEMeta
+from mechreward.files import atomic_path, write_json
+from mechreward.sae.formats import layer_of_hook
+from mechreward.sae.formats.files import read_safetensors
+from mechreward.sae.formats.sae_lens import CONFIG, WEIGHTS
+from mechreward.sae.sae import SAE, Architecture, InputNorm, SAEMeta
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-ARCHITECTURES: dict[str, Architecture] = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
+SPARSITY = "sparsity.safetensors"
+ARCHITECTURES: dict[str, Architecture] = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu", "gated": "gated"}
+TENSORS: dict[Architecture, dict[str, str]] = {
+    "gated": {"b_mag": "b_enc_F", "b_gate": "b_gate_F", "r_mag": "r_mag_F"},
+    "jumprelu": {"b_enc": "b_enc_F", "threshold": "threshold_F"},
+    "relu": {"b_enc": "b_enc_F"},
+    "topk": {"b_enc": "b_enc_F"},
+}
+"""The tensors of length F of each architecture: SAE Lens' name and ours."""
 # The first release of sae-lens with this layout: older files are read by it in another way.
 FORMAT_VERSION = "6.0.0"
-
-
-def load_sae(release_or_path: str | Path, sae_id: str | None = None, *, device: str = "cpu") -> SAE:
-    """Loads an SAE from a folder in SAE Lens' format, or from a release through sae-lens.
-
-    Args:
-        release_or_path: an existing folder, or a release name or hub repository that sae-lens knows.
-        sae_id: the SAE within the release; for a folder, a sub-folder of it.
-        device: where the weights go.
-
-    Raises:
-        InputError: if nothing is found there, or what is found is damaged, incomplete or of an unsupported kind.
-    """
-    path = Path(release_or_path).expanduser()
-    if path.exists():
-        return _load_folder(path, sae_id).to(device)
-    if isinstance(release_or_path, Path) or path.is_absolute() or str(release_or_path).startswith((".", "~")):
-        raise InputError(f"sae: there is no folder {release_or_path}")
-    return _load_release(release_or_path, sae_id).to(device)
+# sae-lens adds this before it takes the logarithm of a frequency.
+LEAST_FREQUENCY = 1e-10
 
 
 def save_sae(sae: SAE, folder: str | Path) -> Path:
     """Writes `cfg.json` and `sae_weights.safetensors`, which sae-lens and `load_sae` both read; returns the folder.
+
+    Firing frequencies, where the SAE has them, go into SAE Lens' `sparsity.safetensors`, as decimal logarithms.
 
     An old `cfg.json` is removed first and the new one written last: a killed save leaves a folder that does not load,
     never a mixture of two SAEs.
@@ -57,10 +50,15 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
         InputError: if the folder cannot be written to.
     """
     folder = Path(folder)
-    tensors = {_lens_name(name): tensor.cpu().contiguous() for name, tensor in sae.weights().items()}
+    names = {"W_enc": "W_enc_DF", "W_dec": "W_dec_FD", "b_dec": "b_dec_D"} | TENSORS[sae.architecture]
+    held = sae.weights()
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+        save_file({name: held[field].cpu().contiguous() for name, field in names.items()}, temporary)
         (folder / CONFIG).unlink(missing_ok=True)
+        (folder / SPARSITY).unlink(missing_ok=True)
+    if sae.frequency_F is not None:
+        with atomic_path(folder / SPARSITY) as temporary:
+            save_file({"sparsity": (sae.frequency_F + LEAST_FREQUENCY).log10().cpu()}, temporary)
     write_json(folder / CONFIG, _config(sae))
     return folder
 
@@ -82,39 +80,35 @@ def sae_from_parts(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], *, rel
         InputError: naming the key or tensor that is missing, unknown, or of the wrong shape.
     """
     architecture = _architecture(cfg)
-    names = ["W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if architecture == "jumprelu" else [])]
-    _check_tensors(tensors, names, _size(cfg, "d_in"), _size(cfg, "d_sae"))
+    own = TENSORS[architecture]
+    _check_tensors(tensors, list(own), _size(cfg, "d_in"), _size(cfg, "d_sae"))
+    rest: dict[str, Any] = {field: tensors[name] for name, field in own.items()}
     return SAE(
         architecture=architecture,
         W_enc_DF=tensors["W_enc"],
-        b_enc_F=tensors["b_enc"],
         W_dec_FD=tensors["W_dec"],
         b_dec_D=tensors["b_dec"],
-        threshold_F=tensors.get("threshold"),
         k=_size(cfg, "k") if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
         rescale_acts_by_decoder_norm=architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        input_norm=_input_norm(cfg.get("normalize_activations", "none")),
         meta=_meta(cfg.get("metadata") or {}, release, sae_id),
+        **rest,
     )
 
 
-def layer_of_hook(hook_name: str) -> int:
-    """The 0-based decoder block whose output a hook point reads.
-
-    Knows module paths of Hugging Face models (``model.layers.3``, ``transformer.h.3``) and TransformerLens names
-    (``blocks.3.hook_resid_post``; ``blocks.4.hook_resid_pre`` is the output of block 3).
+def with_frequencies(sae: SAE, folder: Path) -> SAE:
+    """The SAE with the firing frequencies that lie beside its weights, if there are any.
 
     Raises:
-        InputError: for any other hook point.
+        InputError: if their file is damaged or does not hold them.
     """
-    if match := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)$|^blocks\.(\d+)\.hook_resid_post$", hook_name):
-        return int(match[1] or match[2])
-    if match := re.search(r"^blocks\.([1-9]\d*)\.hook_resid_pre$", hook_name):
-        return int(match[1]) - 1
-    raise InputError(
-        f"hook_name: {hook_name!r} is not the output of a decoder block; "
-        "allowed are names such as model.layers.3, transformer.h.3, blocks.3.hook_resid_post"
-    )
+    if not (folder / SPARSITY).is_file():
+        return sae
+    frequencies = read_safetensors(folder / SPARSITY)
+    if "sparsity" not in frequencies:
+        raise InputError(f"{SPARSITY}: {folder} holds one without the tensor 'sparsity'; delete it, it only saves time")
+    return replace(sae, frequency_F=10 ** frequencies["sparsity"].double())
 
 
 def require_sae_lens() -> ModuleType:
@@ -130,32 +124,6 @@ def require_sae_lens() -> ModuleType:
     return sae_lens
 
 
-def _load_folder(path: Path, sae_id: str | None) -> SAE:
-    folder = path / sae_id if sae_id else path
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"sae: {folder} has no {name}; an SAE folder holds {CONFIG} and {WEIGHTS}")
-    cfg = read_json(folder / CONFIG)
-    if not isinstance(cfg, dict):
-        raise InputError(f"sae: {folder / CONFIG} must hold a JSON object, not {type(cfg).__name__}")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise InputError(f"sae: {folder / WEIGHTS} is damaged or cut short ({error})") from error
-    return sae_from_parts(cfg, tensors, release=str(path), sae_id=sae_id or "")
-
-
-def _load_release(release: str, sae_id: str | None) -> SAE:
-    if sae_id is None:
-        raise InputError(f"sae_id: the release {release!r} needs one (there is no folder of that name)")
-    lens = require_sae_lens()
-    try:
-        lens_sae = lens.SAE.from_pretrained(release, sae_id, device="cpu")
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"sae: sae-lens cannot load {release!r} / {sae_id!r}: {error}") from error
-    return from_sae_lens(lens_sae, release=release, sae_id=sae_id)
-
-
 def _architecture(cfg: Mapping[str, Any]) -> Architecture:
     _require(cfg, "architecture")
     if cfg["architecture"] not in ARCHITECTURES:
@@ -164,10 +132,18 @@ def _architecture(cfg: Mapping[str, Any]) -> Architecture:
     for key in ("activation_fn", "activation_fn_str"):
         if cfg.get(key, "relu") != "relu":
             raise InputError(f"{key}: {cfg[key]!r} is the form before sae-lens 6; load it there and save it again")
-    for key in ("normalize_activations", "reshape_activations"):
-        if cfg.get(key, "none") != "none":
-            raise InputError(f"{key}: {cfg[key]!r} is not supported; only 'none' is")
+    if cfg.get("reshape_activations", "none") != "none":
+        raise InputError(f"reshape_activations: {cfg['reshape_activations']!r} is not supported; only 'none' is")
     return ARCHITECTURES[cfg["architecture"]]
+
+
+def _input_norm(name: str) -> InputNorm:
+    for known in get_args(InputNorm):
+        if name == known:
+            return known
+    allowed = ", ".join(get_args(InputNorm))
+    why = "; its scale is not in the file, fold it into the weights first" if name == "expected_average_only_in" else ""
+    raise InputError(f"normalize_activations: {name!r} is not one of {allowed}{why}")
 
 
 def _require(cfg: Mapping[str, Any], key: str) -> None:
@@ -183,14 +159,16 @@ def _size(cfg: Mapping[str, Any], key: str) -> int:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], names: list[str], d: int, f: int) -> None:
-    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,), "threshold": (f,)}
+    names = ["W_enc", "W_dec", "b_dec", *names]
+    shapes = {"W_enc": (d, f), "W_dec": (f, d), "b_dec": (d,)}
     if missing := sorted(set(names) - set(tensors)):
         raise InputError(f"{WEIGHTS}: the tensor {missing[0]!r} is missing")
     if unknown := sorted(set(tensors) - set(names)):
         raise InputError(f"{WEIGHTS}: the tensor {unknown[0]!r} does not belong to this architecture")
     for name in names:
-        if tuple(tensors[name].shape) != shapes[name]:
-            raise InputError(f"{name}: shape {tuple(tensors[name].shape)} is not {shapes[name]} as {CONFIG} says")
+        shape = shapes.get(name, (f,))
+        if tuple(tensors[name].shape) != shape:
+            raise InputError(f"{name}: shape {tuple(tensors[name].shape)} is not {shape} as {CONFIG} says")
 
 
 def _meta(metadata: Mapping[str, Any], release: str, sae_id: str) -> SAEMeta:
@@ -210,10 +188,6 @@ def _meta(metadata: Mapping[str, Any], release: str, sae_id: str) -> SAEMeta:
     )
 
 
-def _lens_name(name: str) -> str:
-    return name.rpartition("_")[0]
-
-
 def _config(sae: SAE) -> dict[str, Any]:
     cfg: dict[str, Any] = {
         "architecture": {ours: theirs for theirs, ours in ARCHITECTURES.items()}[sae.architecture],
@@ -222,7 +196,7 @@ def _config(sae: SAE) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
-        "normalize_activations": "none",
+        "normalize_activations": sae.input_norm,
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": FORMAT_VERSION,

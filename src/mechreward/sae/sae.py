@@ -1,16 +1,18 @@
-"""A frozen sparse autoencoder that is only read: TopK, ReLU or JumpReLU, in float32, without gradient.
+"""A frozen sparse autoencoder that is only read: TopK, ReLU, JumpReLU or Gated, in float32, without gradient.
 
 Weights are in SAE Lens' orientation and so is the arithmetic (checked against sae-lens 6.54 in the tests)::
 
-    pre  = (h - b_dec * apply_b_dec_to_input) @ W_enc + b_enc      [times ||W_dec_f|| if rescale_acts_by_decoder_norm]
+    x    = norm(h) - b_dec * apply_b_dec_to_input                  norm: see `InputNorm`
+    pre  = x @ W_enc + b_enc                                       [times ||W_dec_f|| if rescale_acts_by_decoder_norm]
     acts = ReLU(pre)                                               relu      (Bricken et al. 2023)
            ReLU(pre) where pre > threshold, else 0                 jumprelu  (Rajamanoharan et al. 2024; strict >)
            ReLU(pre) for the k largest of a token, else 0          topk      (Gao et al. 2024)
-    h'   = acts @ W_dec + b_dec                                    [acts divided by ||W_dec_f|| first if rescaled]
+           ReLU(x @ W_enc * exp(r_mag) + b_enc)                    gated     (Rajamanoharan et al. 2024)
+             where x @ W_enc + b_gate > 0, else 0
+    h'   = norm back of (acts @ W_dec + b_dec)                     [acts divided by ||W_dec_f|| first if rescaled]
 
-Deviation from sae-lens: where several features of a token tie at the k-th value, the lowest feature indices are kept
-(`torch.topk` leaves the choice open), so that `encode` and `read` always agree. Under `torch.autocast` the arithmetic
-stays float32.
+One rule decides what is active, whatever the shape of the call: see `arithmetic`. So `read` has the support of `encode`
+exactly. Under `torch.autocast` the arithmetic stays float32.
 """
 
 from __future__ import annotations
@@ -27,11 +29,18 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
+from mechreward.sae.arithmetic import Encoder
+from mechreward.sae.reading import blocks, read_topk
 
-Architecture = Literal["topk", "relu", "jumprelu"]
+Architecture = Literal["topk", "relu", "jumprelu", "gated"]
+InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
+"""What is done to a residual first: nothing; subtract its mean and divide by its standard deviation + 1e-5 (with
+Bessel's correction, as OpenAI's and SAE Lens' code); or scale it to norm sqrt(D)."""
 
-# Full pre-activations exist for a chunk of tokens at a time; this bounds one such block.
-CHUNK_BYTES = 64 * 2**20
+# Full pre-activations exist for a block of tokens at a time: at least so many tokens, or as many as fit these bytes.
+BLOCK_TOKENS, BLOCK_BYTES = 256, 8 * 2**20
+# What the encoder is applied to is held for so much at a time.
+INPUT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,28 +64,38 @@ class SAE:
     """A frozen SAE with D inputs and F features. Tensors are cast to float32 and checked when it is made.
 
     Raises:
-        InputError: if a tensor's shape does not fit, a weight is not finite, or `k` or `threshold_F` does not suit the
-            architecture.
+        InputError: if a tensor's shape does not fit, a weight is not finite, or a field does not suit the architecture.
     """
 
     architecture: Architecture
     W_enc_DF: Tensor = field(repr=False)
     b_enc_F: Tensor = field(repr=False)
+    """Encoder bias; of a gated SAE that of the magnitudes."""
     W_dec_FD: Tensor = field(repr=False)
     b_dec_D: Tensor = field(repr=False)
     meta: SAEMeta
     threshold_F: Tensor | None = field(default=None, repr=False)
     """Activation thresholds (jumprelu only)."""
+    b_gate_F: Tensor | None = field(default=None, repr=False)
+    """Bias of the gates (gated only)."""
+    r_mag_F: Tensor | None = field(default=None, repr=False)
+    """Logarithm of a magnitude's weights over its gate's (gated only)."""
     k: int | None = None
     """Features kept a token (topk only)."""
     apply_b_dec_to_input: bool = True
     rescale_acts_by_decoder_norm: bool = False
     """Pre-activations are multiplied by the decoder rows' norms before the choice of k (topk only)."""
+    input_norm: InputNorm = "none"
+    frequency_F: Tensor | None = field(default=None, repr=False)
+    """Share of tokens on which each feature fires, if measured (`calibrated`): it speeds `read` up, and changes no
+    value, so it is in no hash."""
 
     def __post_init__(self) -> None:
-        for name, tensor in self.weights().items():
+        for name, tensor in self.tensors().items():
             object.__setattr__(self, name, tensor.detach().to(torch.float32).contiguous())
         _check(self)
+        # Stored feature by feature, so that picking features copies whole rows of memory.
+        object.__setattr__(self, "W_enc_DF", self.W_enc_DF.T.contiguous().T)
 
     @property
     def d_model(self) -> int:
@@ -92,35 +111,73 @@ class SAE:
     def device(self) -> torch.device:
         return self.W_enc_DF.device
 
+    @property
+    def release(self) -> str:
+        return self.meta.release
+
+    @property
+    def sae_id(self) -> str:
+        return self.meta.sae_id
+
+    @property
+    def layer(self) -> int:
+        return self.meta.layer
+
+    @property
+    def model_name(self) -> str:
+        return self.meta.model_name
+
+    @property
+    def hook_name(self) -> str:
+        return self.meta.hook_name
+
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over architecture, k, flags, and names, shapes and little-endian float32 bytes of all weights."""
         head = f"{self.architecture} {self.k} {self.apply_b_dec_to_input} {self.rescale_acts_by_decoder_norm}"
+        if self.input_norm != "none":
+            head += f" {self.input_norm}"
         chunks = [head.encode()]
         for name, tensor in self.weights().items():
-            chunks += [f" {name} {tuple(tensor.shape)} ".encode(), tensor.cpu().numpy().astype("<f4").tobytes()]
+            values = tensor.cpu().contiguous().numpy().astype("<f4")
+            chunks += [f" {name} {tuple(tensor.shape)} ".encode(), values.tobytes()]
         return sha256_bytes(*chunks)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weight tensors by field name, in a fixed order."""
-        tensors = {
+        """The tensors that decide its values, by field name, in a fixed order."""
+        return {name: tensor for name, tensor in self.tensors().items() if name != "frequency_F"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors it has, by field name, in a fixed order."""
+        named = {
             "W_enc_DF": self.W_enc_DF,
             "b_enc_F": self.b_enc_F,
             "W_dec_FD": self.W_dec_FD,
             "b_dec_D": self.b_dec_D,
+            "threshold_F": self.threshold_F,
+            "b_gate_F": self.b_gate_F,
+            "r_mag_F": self.r_mag_F,
+            "frequency_F": self.frequency_F,
         }
-        return tensors if self.threshold_F is None else {**tensors, "threshold_F": self.threshold_F}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(self, device: str | torch.device) -> SAE:
-        """The same SAE with its weights on another device."""
-        return replace(
-            self,
-            W_enc_DF=self.W_enc_DF.to(device),
-            b_enc_F=self.b_enc_F.to(device),
-            W_dec_FD=self.W_dec_FD.to(device),
-            b_dec_D=self.b_dec_D.to(device),
-            threshold_F=None if self.threshold_F is None else self.threshold_F.to(device),
-        )
+        """The same SAE with its tensors on another device."""
+        moved: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def calibrated(self, h: Float[Tensor, "*batch d"]) -> SAE:
+        """The same SAE with `frequency_F` counted on these residuals.
+
+        Raises:
+            InputError: as `encode`, and if there is no token.
+        """
+        rows_ND = self._rows(h)
+        if not len(rows_ND):
+            raise InputError("h: firing frequencies need at least one token")
+        with _float32(self.device):
+            fired_F = torch.stack([(self.encode(rows) > 0).sum(0) for rows in self._blocks(rows_ND)]).sum(0)
+        return replace(self, frequency_F=fired_F / len(rows_ND))
 
     def encode(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch f"]:
         """Activations of all features, in the SAE's own units: [..., D] of any float type -> [..., F] float32.
@@ -128,38 +185,58 @@ class SAE:
         Raises:
             InputError: if the residuals have another width or hold NaN or infinity.
         """
+        rows_ND = self._rows(h)
+        acts_NF = torch.empty(len(rows_ND), self.d_sae, device=self.device)
         with _float32(self.device):
-            acts_NF = self._collect(self._rows(h), None)
+            for block_ND, out_NF in zip(self._blocks(rows_ND), self._blocks(acts_NF), strict=True):
+                out_NF.copy_(self._encoder.activations(self._inputs(block_ND)))
         return acts_NF.view(*h.shape[:-1], self.d_sae)
 
     def read(self, h: Float[Tensor, "*batch d"], feature_ids: Sequence[int]) -> Float[Tensor, "*batch k"]:
-        """Activations of K chosen features: equal to ``encode(h)[..., feature_ids]``, without ever holding [N, F].
+        """Activations of K chosen features: those of ``encode(h)[..., feature_ids]``, without ever holding [N, F].
 
-        ReLU and JumpReLU compute the chosen columns only (equal up to float32 rounding); TopK, whose choice of k
-        depends on every feature, computes the same blocks of tokens as `encode` and is bit-equal to it. Ids may repeat.
+        The features that are active are exactly the same; their values are equal up to float32 rounding. ReLU, JumpReLU
+        and Gated compute the chosen columns only. In TopK every feature has a say; `reading` tells how most of the work
+        is saved, the more if the SAE is `calibrated`. Ids may repeat.
 
         Raises:
             InputError: as `encode`, and if an id is not one of the SAE's features.
         """
-        ids = self._feature_index(feature_ids)
-        with _float32(self.device):
-            acts_NK = self._collect(self._rows(h), ids)
-        return acts_NK.view(*h.shape[:-1], len(ids))
+        ids_K = self._feature_index(feature_ids)
+        rows_ND = self._rows(h)
+        acts_NK = torch.empty(len(rows_ND), len(ids_K), device=self.device)
+        if len(ids_K):
+            with _float32(self.device):
+                chosen_U, place_K = ids_K.unique(return_inverse=True)
+                self._read(rows_ND, chosen_U, place_K, acts_NK)
+        return acts_NK.view(*h.shape[:-1], len(ids_K))
 
-    def decode(self, acts: Float[Tensor, "*batch f"]) -> Float[Tensor, "*batch d"]:
+    def decode(self, acts: Float[Tensor, "*batch f"], h: Tensor | None = None) -> Float[Tensor, "*batch d"]:
         """Residuals rebuilt from activations: [..., F] -> [..., D] float32.
 
+        Args:
+            acts: activations of all features.
+            h: the residuals [..., D] they were encoded from; needed where `input_norm` has to be undone.
+
         Raises:
-            InputError: if the last axis is not F wide.
+            InputError: if the last axis is not F wide, or `h` is needed and missing.
         """
         if acts.shape[-1] != self.d_sae:
             raise InputError(f"acts: the SAE has {self.d_sae} features but the activations have {acts.shape[-1]}")
+        if self.input_norm != "none" and h is None:
+            raise InputError(
+                f"h: undoing {self.input_norm} needs the residuals that were encoded; pass decode(acts, h)"
+            )
         with _float32(self.device):
             acts = acts.to(self.device, torch.float32)
-            if self.rescale_acts_by_decoder_norm:
+            if self._encoder.scale_F is not None:
                 # A dead decoder row (norm 0) has activation 0: keep 0 / 0 from spoiling the token.
-                acts = acts / self._decoder_norm_F.clamp_min(1e-8)
-            return acts @ self.W_dec_FD + self.b_dec_D
+                acts = acts / self._encoder.scale_F.clamp_min(1e-8)
+            rebuilt = acts @ self.W_dec_FD + self.b_dec_D
+            if h is None or self.input_norm == "none":
+                return rebuilt
+            shift, scale = _statistics(h.to(self.device, torch.float32), self.input_norm)
+            return rebuilt * scale + shift
 
     def fvu(self, h: Float[Tensor, "*batch d"]) -> float:
         """Fraction of variance unexplained on these tokens: squared error of the reconstruction over squared distance
@@ -168,26 +245,55 @@ class SAE:
         Raises:
             InputError: as `encode`, and if the tokens do not differ from each other.
         """
+        rows_ND = self._rows(h)
+        if not len(rows_ND) or bool((rows_ND == rows_ND[0]).all()):
+            raise InputError(f"h: variance needs at least two different tokens; these {len(rows_ND)} do not differ")
         with _float32(self.device):
-            rows_ND = self._rows(h)
-            if not len(rows_ND) or bool((rows_ND == rows_ND[0]).all()):
-                raise InputError(f"h: variance needs at least two different tokens; these {len(rows_ND)} do not differ")
             total = _square_sum(rows_ND - rows_ND.mean(0))
-            error = sum(_square_sum(rows - self.decode(self._encode_block(rows))) for rows in self._blocks(rows_ND))
-            return error / total
+            rebuilt = ((rows, self.decode(self.encode(rows), rows)) for rows in self._blocks(rows_ND))
+            return sum(_square_sum(rows - back) for rows, back in rebuilt) / total
 
     @cached_property
-    def _decoder_norm_F(self) -> Tensor:
-        return self.W_dec_FD.norm(dim=-1)
+    def _encoder(self) -> Encoder:
+        return Encoder(
+            W_FD=self.W_enc_DF.T,
+            bias_F=self.b_enc_F,
+            scale_F=self.W_dec_FD.norm(dim=-1) if self.rescale_acts_by_decoder_norm else None,
+            threshold_F=self.threshold_F,
+            gate_bias_F=self.b_gate_F,
+            magnitude_F=None if self.r_mag_F is None else self.r_mag_F.exp(),
+            k=self.k,
+        )
+
+    @cached_property
+    def _order_F(self) -> Tensor | None:
+        return None if self.frequency_F is None else self.frequency_F.argsort(descending=True, stable=True)
+
+    def _read(self, rows_ND: Tensor, chosen_U: Tensor, place_K: Tensor, acts_NK: Tensor) -> None:
+        tokens = max(BLOCK_TOKENS, INPUT_BYTES // (4 * self.d_model))
+        for block_ND, out_NK in zip(blocks(rows_ND, tokens), blocks(acts_NK, tokens), strict=True):
+            x_ND = self._inputs(block_ND)
+            if self.k is None:
+                acts_NU = self._encoder.activations(x_ND, chosen_U)
+            else:
+                acts_NU = read_topk(self._encoder, x_ND, chosen_U, self._order_F, self._block_tokens)
+            out_NK.copy_(acts_NU[:, place_K])
 
     def _rows(self, h: Tensor) -> Tensor:
         if h.shape[-1] != self.d_model:
             raise InputError(f"sae: the SAE reads width {self.d_model} but the residuals have width {h.shape[-1]}")
-        rows_ND = h.to(self.device, torch.float32).reshape(-1, self.d_model)
-        bad = int((~rows_ND.isfinite()).any(-1).sum())
+        rows_ND = h.detach().to(self.device, torch.float32).reshape(-1, self.d_model)
+        bad = sum(int((~block_ND.isfinite()).any(-1).sum()) for block_ND in self._blocks(rows_ND))
         if bad:
             raise InputError(f"h: {bad} of {len(rows_ND)} residuals hold NaN or infinity; all must be finite")
         return rows_ND
+
+    def _inputs(self, rows_ND: Tensor) -> Tensor:
+        """What the encoder's weights are applied to."""
+        if self.input_norm != "none":
+            shift_N1, scale_N1 = _statistics(rows_ND, self.input_norm)
+            rows_ND = (rows_ND - shift_N1) / (scale_N1 + (1e-5 if self.input_norm == "layer_norm" else 0))
+        return rows_ND - self.b_dec_D if self.apply_b_dec_to_input else rows_ND
 
     def _feature_index(self, feature_ids: Sequence[int]) -> Tensor:
         wrong = [i for i in feature_ids if not 0 <= i < self.d_sae]
@@ -195,50 +301,20 @@ class SAE:
             raise InputError(f"feature_ids: {wrong[0]} is not a feature of this SAE; ids go from 0 to {self.d_sae - 1}")
         return torch.tensor(list(feature_ids), dtype=torch.long, device=self.device)
 
-    def _blocks(self, rows_ND: Tensor) -> Iterator[Tensor]:
-        return iter(rows_ND.split(max(1, CHUNK_BYTES // (4 * self.d_sae))))
+    @property
+    def _block_tokens(self) -> int:
+        return max(BLOCK_TOKENS, BLOCK_BYTES // (4 * self.d_sae))
 
-    def _collect(self, rows_ND: Tensor, ids: Tensor | None) -> Tensor:
-        """Activations of all features, or of `ids`, written block by block into the result."""
-        if ids is not None and self.architecture != "topk":
-            return self._gate(self._pre(rows_ND, ids), ids)
-        out = torch.empty(len(rows_ND), self.d_sae if ids is None else len(ids), device=self.device)
-        start = 0
-        for block_ND in self._blocks(rows_ND):
-            acts_NF = self._encode_block(block_ND)
-            out[start : start + len(block_ND)] = acts_NF if ids is None else acts_NF[:, ids]
-            start += len(block_ND)
-        return out
-
-    def _encode_block(self, rows_ND: Tensor) -> Tensor:
-        pre_NF = self._pre(rows_ND, slice(None))
-        return self._gate(pre_NF, slice(None)) if self.k is None else keep_topk(pre_NF, self.k)
-
-    def _pre(self, rows_ND: Tensor, ids: Tensor | slice) -> Tensor:
-        centred_ND = rows_ND - self.b_dec_D if self.apply_b_dec_to_input else rows_ND
-        pre_NK = centred_ND @ self.W_enc_DF[:, ids] + self.b_enc_F[ids]
-        return pre_NK * self._decoder_norm_F[ids] if self.rescale_acts_by_decoder_norm else pre_NK
-
-    def _gate(self, pre_NK: Tensor, ids: Tensor | slice) -> Tensor:
-        acts_NK = pre_NK.relu()
-        return acts_NK if self.threshold_F is None else acts_NK * (pre_NK > self.threshold_F[ids])
+    def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        return blocks(rows, self._block_tokens)
 
 
-def keep_topk(pre_NF: Float[Tensor, "n f"], k: int) -> Float[Tensor, "n f"]:
-    """ReLU of each row's k largest values, else zero; among equal values at the k-th place the lowest index wins."""
-    acts_NF = pre_NF.relu()
-    if k >= acts_NF.shape[1] or not len(acts_NF):
-        return acts_NF
-    kth_N1 = acts_NF.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    acts_NF *= acts_NF >= kth_N1
-    # More than k left over means a tie at the k-th value: rare, so only those rows pay for the rule.
-    tied = (acts_NF.count_nonzero(-1) > k).nonzero().squeeze(-1)
-    if len(tied):
-        rows, kth = acts_NF[tied], kth_N1[tied]
-        at_kth = rows == kth
-        room_N1 = k - (rows > kth).sum(-1, keepdim=True)
-        acts_NF[tied] = rows.masked_fill(at_kth & (at_kth.cumsum(-1) > room_N1), 0)
-    return acts_NF
+def _statistics(rows: Tensor, norm: InputNorm) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of each residual: `norm` makes it (h - shift) / scale."""
+    if norm == "layer_norm":
+        return rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True)
+    scale = rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5
+    return torch.zeros_like(scale), scale
 
 
 def _square_sum(x: Tensor) -> float:
@@ -247,26 +323,40 @@ def _square_sum(x: Tensor) -> float:
 
 @contextmanager
 def _float32(device: torch.device) -> Iterator[None]:
-    """No gradient, and no autocast: a trainer's bfloat16 context must not change what the gate measured."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+    """No gradient, no autocast, no TF32: a trainer's settings must not change what the gate measured."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+NEEDED: dict[str, tuple[str, ...]] = {"jumprelu": ("threshold_F",), "gated": ("b_gate_F", "r_mag_F")}
+"""Tensors of an architecture beyond the four that all have; the others must not have them."""
 
 
 def _check(sae: SAE) -> None:
     if sae.architecture not in get_args(Architecture):
         raise InputError(f"architecture: {sae.architecture!r} is not one of {', '.join(get_args(Architecture))}")
+    if sae.input_norm not in get_args(InputNorm):
+        raise InputError(f"input_norm: {sae.input_norm!r} is not one of {', '.join(get_args(InputNorm))}")
     if sae.W_enc_DF.ndim != 2 or 0 in sae.W_enc_DF.shape:
         raise InputError(f"W_enc_DF: shape {tuple(sae.W_enc_DF.shape)} is not [d_model, d_sae] with both at least 1")
     d, f = sae.W_enc_DF.shape
-    wanted = {"W_enc_DF": (d, f), "b_enc_F": (f,), "W_dec_FD": (f, d), "b_dec_D": (d,), "threshold_F": (f,)}
-    for name, tensor in sae.weights().items():
-        if tuple(tensor.shape) != wanted[name]:
-            raise InputError(f"{name}: shape {tuple(tensor.shape)} is not {wanted[name]}, as an SAE of {d} x {f} needs")
+    wanted = {"W_enc_DF": (d, f), "W_dec_FD": (f, d), "b_dec_D": (d,)}
+    for name, tensor in sae.tensors().items():
+        if tuple(tensor.shape) != wanted.get(name, (f,)):
+            shape = wanted.get(name, (f,))
+            raise InputError(f"{name}: shape {tuple(tensor.shape)} is not {shape}, as an SAE of {d} x {f} needs")
         if not tensor.isfinite().all():
             raise InputError(f"{name}: the SAE's weights hold NaN or infinity; all must be finite")
     if sae.architecture == "topk" and not (sae.k is not None and 1 <= sae.k <= f):
         raise InputError(f"k: {sae.k} is not between 1 and the SAE's {f} features")
     if sae.architecture != "topk" and (sae.k is not None or sae.rescale_acts_by_decoder_norm):
         raise InputError(f"architecture: k and rescale_acts_by_decoder_norm are for topk, not for {sae.architecture}")
-    if (sae.threshold_F is not None) != (sae.architecture == "jumprelu"):
-        raise InputError(f"threshold_F: needed by jumprelu and only by it; the architecture is {sae.architecture}")
+    for kind, names in NEEDED.items():
+        for name in names:
+            if (name in sae.tensors()) != (kind == sae.architecture):
+                raise InputError(f"{name}: needed by {kind} and only by it; the architecture is {sae.architecture}")
