@@ -1,0 +1,130 @@
+"""Loads an SAE from wherever it is: files in any format of `formats`, a hub repository, a release through sae-lens.
+
+Local files never need sae-lens (which costs seconds to import). A release name goes through
+`sae_lens.SAE.from_pretrained` once, and the weights are copied into our own reader. A hub repository with a TopK
+checkpoint of the first mechreward (`sae_final.pt`), as in that library's quickstart, is downloaded into `cache_dir`.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from mechreward.errors import InputError
+from mechreward.sae.cache import cache_dir
+from mechreward.sae.formats import Given, complete, find_format
+from mechreward.sae.io import require_sae_lens, sae_from_parts, with_frequencies
+from mechreward.sae.sae import SAE
+
+TOPK_FILE, TOPK_NOTES = "sae_final.pt", "sae_final.json"
+
+
+def load_sae(
+    release: str | Path,
+    sae_id: str | None = None,
+    *,
+    device: str = "cpu",
+    layer: int | None = None,
+    model_name: str | None = None,
+    k: int | None = None,
+) -> SAE:
+    """Loads an SAE: finds its format and turns it into our frozen reader.
+
+    Args:
+        release: a file or folder (`sae.formats` has one module a format), a release name or hub repository that
+            sae-lens knows, or a hub repository that holds `sae_final.pt`.
+        sae_id: the SAE within the release; for a folder, a file or folder in it.
+        device: where the weights go.
+        layer: 0-based decoder block whose output it reads, where the file does not say so.
+        model_name: model it was trained on, where the file does not say so.
+        k: features kept a token, where a TopK SAE's file does not say so.
+
+    Raises:
+        InputError: if nothing is found there; if what is found is damaged, incomplete or of an unsupported kind; if it
+            does not tell its layer (or k) and neither does the caller; or if file and caller do not agree.
+    """
+    given = Given(layer, model_name, k)
+    path = Path(release).expanduser()
+    if path.exists():
+        return _load_files(path, sae_id, given).to(device)
+    if isinstance(release, Path) or path.is_absolute() or release.startswith((".", "~")):
+        raise InputError(f"sae: there is no file or folder {release}")
+    if (checkpoint := _topk_checkpoint(release)) is not None:
+        return _label(_load_files(checkpoint, None, _with_layer_of(sae_id, given)), release, sae_id or "").to(device)
+    return _load_release(release, sae_id, given).to(device)
+
+
+def load_topk_sae(
+    checkpoint: str | Path,
+    device: str | None = None,
+    model_name: str | None = None,
+    layer: int | None = None,
+    release: str = "",
+    sae_id: str = "",
+) -> SAE:
+    """Loads a TopK checkpoint of the first mechreward; `load_sae` does the same and more.
+
+    Args:
+        checkpoint: `sae_final.pt` (or its folder), or a hub repository that holds it.
+        device: where the weights go; the CPU if not given.
+        model_name: model it was trained on, where the `.json` beside it does not say so.
+        layer: block that it reads, where the `.json` does not say so.
+        release: label to keep instead of the path.
+        sae_id: label to keep.
+
+    Raises:
+        InputError: as `load_sae`, and if it is no TopK SAE.
+    """
+    sae = load_sae(checkpoint, device=device or "cpu", layer=layer, model_name=model_name)
+    if sae.architecture != "topk":
+        raise InputError(f"checkpoint: {checkpoint} holds no TopK SAE ({sae.architecture}); load it with load_sae")
+    return _label(sae, release or sae.release, sae_id or sae.sae_id)
+
+
+def _load_files(path: Path, sae_id: str | None, given: Given) -> SAE:
+    found = find_format(path / sae_id if sae_id else path, given.layer)
+    cfg, tensors = found.read()
+    sae = sae_from_parts(complete(cfg, given, found.path), tensors, release=str(path), sae_id=sae_id or "")
+    return with_frequencies(sae, found.path)
+
+
+def _load_release(release: str, sae_id: str | None, given: Given) -> SAE:
+    if sae_id is None:
+        raise InputError(f"sae_id: the release {release!r} needs one (there is no file or folder of that name)")
+    lens = require_sae_lens()
+    try:
+        lens_sae = lens.SAE.from_pretrained(release, sae_id, device="cpu")
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"sae: sae-lens cannot load {release!r} / {sae_id!r}: {error}") from error
+    tensors = {name: tensor.detach().clone() for name, tensor in lens_sae.state_dict().items()}
+    cfg = complete(lens_sae.cfg.to_dict(), given, f"{release} / {sae_id}")
+    return sae_from_parts(cfg, tensors, release=release, sae_id=sae_id)
+
+
+def _topk_checkpoint(repository: str) -> Path | None:
+    """The downloaded `sae_final.pt` of a hub repository, with its notes beside it; None if it has none."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return None
+    folder = cache_dir() / "hub"
+    try:
+        checkpoint = hf_hub_download(repository, TOPK_FILE, cache_dir=folder)
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None
+    with suppress(EntryNotFoundError):  # without notes, the layer comes from sae_id or the caller
+        hf_hub_download(repository, TOPK_NOTES, cache_dir=folder)
+    return Path(checkpoint)
+
+
+def _with_layer_of(sae_id: str | None, given: Given) -> Given:
+    """The caller's layer; if there is none, the one that an id such as `layer_18` names."""
+    named = re.fullmatch(r"layer_(\d+)", sae_id or "")
+    return replace(given, layer=int(named[1])) if named and given.layer is None else given
+
+
+def _label(sae: SAE, release: str, sae_id: str) -> SAE:
+    return replace(sae, meta=replace(sae.meta, release=release, sae_id=sae_id))
