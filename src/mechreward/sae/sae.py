@@ -17,11 +17,11 @@ exactly. Under `torch.autocast` the arithmetic stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,9 @@ from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
 from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.reading import blocks, read_topk
+
+if TYPE_CHECKING:
+    from mechreward.sae.check import SAECheck
 
 Architecture = Literal["topk", "relu", "jumprelu", "gated"]
 InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -252,6 +255,12 @@ class SAE:
             total = _square_sum(rows_ND - rows_ND.mean(0))
             rebuilt = ((rows, self.decode(self.encode(rows), rows)) for rows in self._blocks(rows_ND))
             return sum(_square_sum(rows - back) for rows, back in rebuilt) / total
+
+    def check(self, h: Tensor | Mapping[int, Tensor]) -> SAECheck:
+        """How well the SAE fits these residuals, and which mistake is likely if it does not: see `check.check_sae`."""
+        from mechreward.sae.check import check_sae
+
+        return check_sae(self, h)
 
     @cached_property
     def _encoder(self) -> Encoder:
