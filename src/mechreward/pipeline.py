@@ -46,7 +46,7 @@ from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
 from mechreward.rundir import stage_seed
-from mechreward.sae import SAE, SAEMeta, load_sae, save_sae, train_own_sae
+from mechreward.sae import SAE, Watch, load_sae, own_meta, own_shape, save_sae, train_own_sae
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
 
@@ -163,7 +163,7 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
         return inputs.sae
     if (folder / "sae" / "cfg.json").exists():
         return load_sae(folder / "sae", device=config.device)
-    meta = SAEMeta(str(folder / "sae"), "", inputs.layer, config.model, f"model.layers.{inputs.layer}")
+    meta = own_meta(inputs.loaded, inputs.layer, release=str(folder / "sae"), model_name=config.model)
     rows = [(response.prompt_ids, response.completion_ids) for response in responses]
     seed = stage_seed(config.seed, "sae")
     with progress.stage(f"train SAE on block {inputs.layer}", config.sae_tokens) as advance:
@@ -177,13 +177,12 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
         trained = train_own_sae(
             inputs.loaded,
             rows,
+            own_shape(inputs.loaded, expansion=config.sae_expansion, k=config.sae_k),
             meta=meta,
-            expansion=config.sae_expansion,
-            k=config.sae_k,
             n_tokens=config.sae_tokens,
             seed=seed,
             device=config.device,
-            on_step=on_step,
+            watch=Watch(on_step=on_step),
         )
     save_sae(trained.sae, folder / "sae")
     write_json(folder / "sae.json", {"fvu": trained.fvu, "l0": trained.l0, "dead_share": trained.dead_share})

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mechreward.errors import InputError
-from mechreward.files import atomic_path, make_folder, write_json
+from mechreward.files import atomic_path, make_folder, read_json, write_json
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 
@@ -29,12 +29,12 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
         settings: what the run is told, as plain values that YAML can hold; without the folder and `resume` themselves.
 
     Raises:
-        InputError: if the folder holds a run and `resume` is off, other settings, or cannot be written to.
+        InputError: if the folder holds a run and `resume` is off, other settings or inputs, or cannot be written to.
     """
     if (folder / CONFIG).exists():
         if not resume:
             raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
-        _check_same(folder, settings)
+        _check_same(folder, settings, manifest["hashes"])
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
@@ -45,7 +45,7 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
     return folder
 
 
-def _check_same(folder: Path, settings: dict[str, Any]) -> None:
+def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str]) -> None:
     stored = yaml.safe_load((folder / CONFIG).read_text())
     changed = [field for field in settings if stored.get(field) != settings[field]]
     if changed:
@@ -53,6 +53,10 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
             f"{changed[0]}: {settings[changed[0]]!r} is not what the run in {folder} was started with "
             f"({stored.get(changed[0])!r}); a resumed run keeps its configuration"
         )
+    stored_hashes = read_json(folder / MANIFEST)["hashes"]
+    other = [name for name in hashes if stored_hashes.get(name) != hashes[name]]
+    if other:
+        raise InputError(f"resume: the {other[0]} are not those that the run in {folder} was started with")
 
 
 def make_manifest(*, seed: int, device: str, packages: Sequence[str], hashes: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, read_residuals
-from mechreward.sae import activation_batches, text_rows
+from mechreward.sae import activation_batches
 
 BOS, EOS, PAD = 0, 1, 2
 LAYER = 1
@@ -88,14 +88,6 @@ def test_epochs_repeat_every_token(loaded: LoadedModel) -> None:
     torch.testing.assert_close(in_order(twice), in_order(torch.cat([once, once])), atol=1e-5, rtol=1e-5)
     endless = activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=64, epochs=None)
     assert sum(len(next(endless)) for _ in range(3 * len(once) // 16)) > 2 * len(once)
-
-
-def test_text_rows(char_tokenizer: PreTrainedTokenizerFast) -> None:
-    # This tokenizer adds no BOS: the first token is not read.
-    ids = char_tokenizer("12+3=15")["input_ids"]
-    assert text_rows(char_tokenizer, ["12+3=15", "", "7"]) == [(ids[:1], ids[1:])]
-    assert text_rows(char_tokenizer, ["12+3=15"], max_tokens=4) == [(ids[:1], ids[1:4])]
-    assert text_rows(char_tokenizer, []) == []
 
 
 @pytest.mark.parametrize(

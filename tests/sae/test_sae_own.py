@@ -8,9 +8,10 @@ import pytest
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
-from mechreward.sae import SAEMeta, train_own_sae
+from mechreward.sae import SAEMeta, own_shape, train_own_sae
 
 META = SAEMeta("own", "", 1, "tiny", "model.layers.1")
+OPTIONS = {"meta": META, "n_tokens": 2048, "batch_size": 128, "lr": 2e-3}
 
 
 def rows(n: int) -> list[tuple[list[int], list[int]]]:
@@ -21,21 +22,21 @@ def rows(n: int) -> list[tuple[list[int], list[int]]]:
 def test_one_row_in_twenty_is_only_measured_on(tiny_llama: object, char_tokenizer: object) -> None:
     pytest.importorskip("sae_lens")
     loaded = LoadedModel(model=tiny_llama, tokenizer=char_tokenizer, name="tiny")
-    given = rows(60)
-    trained = train_own_sae(loaded, given, meta=META, expansion=2, k=4, n_tokens=2048, batch_size=128, lr=2e-3)
+    given, shape = rows(60), own_shape(loaded, expansion=2, k=4)
+    trained = train_own_sae(loaded, given, shape, **OPTIONS)
     # Three rows of 24 tokens after BOS; the rest, seen or not, has no part in the measure.
     assert trained.n_held_out == 3 * 24
     assert (trained.sae.d_model, trained.sae.d_sae, trained.sae.k) == (32, 64, 4)
     assert trained.l0 == pytest.approx(4.0)
     changed = [row if at % 20 == 0 else ([0, 5], [6] * 20) for at, row in enumerate(given)]
-    other = train_own_sae(loaded, changed, meta=META, expansion=2, k=4, n_tokens=2048, batch_size=128, lr=2e-3)
+    other = train_own_sae(loaded, changed, shape, **OPTIONS)
     assert other.n_held_out == trained.n_held_out
     assert other.fvu > trained.fvu
-    again = train_own_sae(loaded, given, meta=META, expansion=2, k=4, n_tokens=2048, batch_size=128, lr=2e-3)
+    again = train_own_sae(loaded, given, shape, **OPTIONS)
     assert again.sae.weights_hash == trained.sae.weights_hash
 
 
 def test_too_few_rows(tiny_llama: object, char_tokenizer: object) -> None:
     loaded = LoadedModel(model=tiny_llama, tokenizer=char_tokenizer, name="tiny")
     with pytest.raises(InputError, match="rows: 19 are too few"):
-        train_own_sae(loaded, rows(19), meta=META, expansion=2, k=4, n_tokens=2048)
+        train_own_sae(loaded, rows(19), own_shape(loaded, expansion=2, k=4), meta=META, n_tokens=2048)

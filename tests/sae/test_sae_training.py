@@ -1,8 +1,10 @@
-"""Training on a stream with known directions; sae-lens' own inference form as the reference for the copied weights."""
+"""Training on a stream with known directions: what is learnt, what is measured, what is reported, what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from torch import Tensor
 
 import mechreward.sae.training as training
 from mechreward.errors import InputError
-from mechreward.sae import SAE, SAEMeta, TrainedSAE, train_sae
+from mechreward.sae import Checkpoint, SAEMeta, SAEShape, TrainedSAE, Watch, train_sae
 
 META = SAEMeta(release="here", sae_id="x", layer=1, model_name="tiny", hook_name="model.layers.1")
 D, K = 16, 2
+SHAPE = SAEShape(d_model=D, d_sae=24, k=K)
 
 
 def stream(n_batches: int = 10**6, seed: int = 0, size: int = 300) -> Iterator[Tensor]:
@@ -26,11 +29,9 @@ def stream(n_batches: int = 10**6, seed: int = 0, size: int = 300) -> Iterator[T
         yield 7 * (strength @ directions) + 3
 
 
-def trained(architecture: str = "topk", n_tokens: int = 60_000, **options: object) -> TrainedSAE:
-    return train_sae(
-        stream(), d_model=D, d_sae=24, k=K, n_tokens=n_tokens, meta=META, architecture=architecture, batch_size=256,
-        n_held_out=2000, lr=4e-3, **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+def trained(n_tokens: int = 60_000, **options: object) -> TrainedSAE:
+    fixed = {"n_tokens": n_tokens, "meta": META, "batch_size": 256, "n_held_out": 2000, "lr": 4e-3}
+    return train_sae(stream(), SHAPE, **{**fixed, **options})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_own_held_out_tokens_leave_the_stream_alone() -> None:
             seen.append(batch)
             yield batch
 
-    out = train_sae(spied(), d_model=D, d_sae=24, k=K, n_tokens=900, meta=META, batch_size=300, held_out=held)
+    out = train_sae(spied(), SHAPE, n_tokens=900, meta=META, batch_size=300, held_out=held)
     assert (out.n_held_out, len(seen)) == (300, 3)
     assert out.fvu == pytest.approx(out.sae.fvu(held))
 
@@ -82,39 +83,42 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None
     assert trained(n_tokens=2560, seed=2).sae.weights_hash != first
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
-def test_copied_weights_are_the_inference_form_of_sae_lens(
-    architecture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
-    from sae_lens import SAE as LensSAE
-
-    kept: list[object] = []
-    finished = training._finished
-
-    def spy(lens_sae: object, meta: SAEMeta) -> SAE:
-        kept.append(lens_sae)
-        return finished(lens_sae, meta)
-
-    monkeypatch.setattr(training, "_finished", spy)
-    sae = trained(architecture, n_tokens=12_800).sae
-    assert sae.architecture == {"topk": "topk", "batchtopk": "jumprelu"}[architecture]
-    assert (sae.meta, sae.k) == (META, K if architecture == "topk" else None)
-    kept[0].save_inference_model(tmp_path)  # type: ignore[attr-defined]
-    lens = LensSAE.load_from_disk(tmp_path)  # type: ignore[arg-type]
-    h = next(stream(1, seed=9))
-    assert (sae.encode(h) > 0).sum() > 100
-    torch.testing.assert_close(sae.encode(h), lens.encode(h), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sae.decode(sae.encode(h)), lens.decode(lens.encode(h)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sae.W_dec_FD.norm(dim=-1), torch.ones(24))
-
-
 def test_quiet_and_reports_progress(capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[tuple[int, float]] = []
-    trained(n_tokens=2600, on_step=lambda seen, loss: steps.append((seen, loss)))
+    trained(n_tokens=2600, watch=Watch(on_step=lambda seen, loss: steps.append((seen, loss))))
     assert [seen for seen, _ in steps] == [256 * i for i in range(1, 11)]
     assert steps[-1][1] < steps[0][1]
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")
+
+
+def test_points_are_measured_on_held_out_tokens_by_the_sae_as_it_would_be_saved() -> None:
+    points: list[TrainingPoint] = []
+    whole = trained(n_tokens=2560, watch=Watch(on_point=points.append, every=4))
+    assert [(point.step, point.tokens) for point in points] == [(4, 1024), (8, 2048), (10, 2560)]
+    last = points[-1]
+    assert (last.fvu, last.l0, last.dead_share) == (whole.fvu, whole.l0, whole.dead_share)
+    assert points[0].fvu > points[1].fvu > last.fvu
+    # Measuring leaves no trace in what is trained.
+    assert trained(n_tokens=2560).sae.weights_hash == whole.sae.weights_hash
+    # The point after four steps is that of the same weights and schedule, cut off there.
+    stopped: list[Tensor] = []
+
+    def stop(tokens: int, loss: float) -> None:
+        stopped.append(torch.tensor([tokens, loss]))
+        if len(stopped) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(n_tokens=2560, watch=Watch(on_step=stop))
+    assert points[0].loss == pytest.approx(stopped[-1][1].item())
+
+
+def test_frequencies_are_counted_on_held_out_tokens(topk: TrainedSAE) -> None:
+    held = torch.cat([*stream(8)])[:2000]
+    fired = (topk.sae.encode(held) > 0).float().mean(0)
+    torch.testing.assert_close(topk.sae.frequency_F, fired)
+    assert topk.sae.frequency_F.sum().item() == pytest.approx(topk.l0)
 
 
 def test_works_under_no_grad() -> None:
@@ -132,11 +136,9 @@ def test_rebatched_cuts_any_stream_into_even_batches() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k": 0}, "k: 0 is not between 1 and the SAE's 24 features"),
-        ({"k": 25}, "k: 25 is not between 1"),
-        ({"d_sae": 0}, "d_sae: 0 is not at least 1"),
+        ({"shape": replace(SHAPE, k=25)}, "k: 25 is not between 1 and the SAE's 24 features"),
         ({"n_tokens": 255}, "n_tokens: 255 is less than one batch of 256"),
-        ({"architecture": "gated"}, "architecture: 'gated' cannot be trained"),
+        ({"batch_size": 0}, "batch_size: 0 is not at least 1"),
         ({"meta": SAEMeta("r", "", 4, "m", "model.layers.1")}, "meta.layer: 4 does not agree"),
         ({"n_held_out": 1}, "n_held_out: 1 is not at least 2"),
         ({"activations": stream(1)}, "the stream ended before 600 held-out"),
@@ -145,18 +147,12 @@ def test_rebatched_cuts_any_stream_into_even_batches() -> None:
         ({"held_out": torch.randn(9, D + 1)}, "held_out: needs tokens"),
         ({"activations": iter([torch.zeros(3, D + 1)])}, rf"shape \(3, {D + 1}\) is not \[any, {D}\]"),
         ({"activations": iter([torch.full((3, D), float("nan"))])}, "a residual holds NaN or infinity"),
+        ({"checkpoint": Checkpoint(Path("c.pt"), 1), "held_out": next(stream(1))}, "checkpoint: needs held_out and a"),
     ],
 )
 def test_wrong_input(changes: dict[str, object], message: str) -> None:
     options = {
-        "activations": stream(), "d_model": D, "d_sae": 24, "k": K, "n_tokens": 512, "meta": META, "batch_size": 256,
-        "n_held_out": 600,
+        "activations": stream(), "shape": SHAPE, "n_tokens": 512, "meta": META, "batch_size": 256, "n_held_out": 600,
     }  # fmt: skip
-    options = {**options, **changes}
-    if "architecture" in changes:
-        # The type says so already; the sentence is for callers without a type checker.
-        with pytest.raises(InputError, match=message):
-            training._check_options(D, 24, K, 512, 256, "gated", META)
-        return
     with pytest.raises(InputError, match=message):
-        train_sae(**options)  # type: ignore[arg-type]
+        train_sae(**{**options, **changes})  # type: ignore[arg-type]

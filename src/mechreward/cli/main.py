@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 from rich.console import Console
 
-from mechreward.cli import look, pack, sae
+from mechreward.cli import look, pack, sae, sae_train
 from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.terminal import console
 from mechreward.errors import InputError
@@ -17,16 +17,19 @@ VERBS = {
     "demo": "the main job on the bundled model, in a few minutes on a CPU",
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
     "report": "write the report of a run directory anew",
-    "sae": "info: look at a sparse autoencoder",
+    "sae": "train, info: sparse autoencoders",
     "pack": "list, show, validate: feature packs",
     "info": "versions, device, extras",
 }
 USAGE = "usage: [bold]mechreward[/] COMMAND [--help]\n\n" + "\n".join(f"  {v:9}{what}" for v, what in VERBS.items())
 COMMANDS: dict[str, Callable[..., int]] = {"report": look.report, "info": look.info}
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {
-    "sae": {"info": sae.info},
+    "sae": {"train": sae_train.train, "info": sae.info},
     "pack": {"list": pack.list_packs, "show": pack.show, "validate": pack.validate},
 }
+
+CONFIGURED = {sae_train.train}
+"""Verbs of a group that read a settings file under their flags; they are given both unparsed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,5 +60,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(commands: dict[str, Callable[..., int]], arguments: list[str], prog: str) -> int:
+    chosen = commands.get(arguments[0]) if arguments else None
+    if chosen in CONFIGURED:
+        return chosen(arguments[1:], f"{prog} {arguments[0]}")
     code: int = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, args=arguments)
     return code

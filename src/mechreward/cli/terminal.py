@@ -1,4 +1,4 @@
-"""What the command line writes to: one console, and a progress bar a stage."""
+"""What the command line writes to: one console, and progress bars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 console = Console(highlight=False)
 
@@ -18,8 +18,26 @@ class RichProgress:
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
         started = time.perf_counter()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        with _progress() as bar:
             task = bar.add_task(title, total=total)
             yield lambda n: bar.advance(task, n)
         console.print(f"  {title} [dim]({time.perf_counter() - started:.1f} s)[/dim]")
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Yields a function (title, done, total, note) that draws a bar a title; nothing is drawn off a terminal."""
+    tasks: dict[str, TaskID] = {}
+    with _progress() as progress:
+
+        def draw(title: str, done: int, total: int, note: str = "") -> None:
+            if title not in tasks:
+                tasks[title] = progress.add_task(title, total=total)
+            progress.update(tasks[title], completed=done, description=f"{title} {note}")
+
+        yield draw
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

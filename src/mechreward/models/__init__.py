@@ -4,6 +4,7 @@ The first room of the house: it imports only `mechreward.errors` and `mechreward
 """
 
 from mechreward.models.blocks import (
+    block_name,
     check_layer,
     context_length,
     d_model,
@@ -26,6 +27,7 @@ from mechreward.models.residuals import (
 )
 
 __all__ = [
+    "block_name",
     "BlocksBatch",
     "LoadedModel",
     "ResidualBatch",

@@ -53,6 +53,13 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {names}; it is not supported")
 
 
+def block_name(model: nn.Module, layer: int) -> str:
+    """Path of block `layer` in the transformers model, such as ``model.language_model.layers.3``."""
+    check_layer(model, layer)
+    block = find_blocks(model)[layer]
+    return next(name for name, module in unwrap(model).named_modules() if module is block)
+
+
 def n_blocks(model: nn.Module) -> int:
     """How many decoder blocks the model has."""
     return len(find_blocks(model))

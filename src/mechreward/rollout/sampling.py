@@ -62,8 +62,7 @@ def sample_responses(
     _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
     model = unwrap(loaded.model)
     plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
-    prompts = [_prompt_ids(loaded, question, chat) for question in questions]
-    _check_prompts(model, questions, prompts, max_new_tokens)
+    prompts = tokenise_prompts(loaded, questions, max_new_tokens=max_new_tokens, chat=chat)
     queue = [Row(q, sample, prompt) for q, prompt in enumerate(prompts) for sample in range(n)]
     queue.sort(key=lambda row: len(row.prompt))
     done: dict[tuple[int, int], Response] = {}
@@ -79,6 +78,19 @@ def sample_responses(
             if on_batch is not None:
                 on_batch(fresh)
     return [done[key] for key in sorted(done)]
+
+
+def tokenise_prompts(
+    loaded: LoadedModel, questions: Sequence[Question], *, max_new_tokens: int, chat: bool = False
+) -> list[list[int]]:
+    """The prompts' token ids, as `sample_responses` will read them.
+
+    Raises:
+        InputError: for an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context.
+    """
+    prompts = [_prompt_ids(loaded, question, chat) for question in questions]
+    _check_prompts(unwrap(loaded.model), questions, prompts, max_new_tokens)
+    return prompts
 
 
 def _response(loaded: LoadedModel, question_id: str, row: Row, plan: Plan) -> Response:

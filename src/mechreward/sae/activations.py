@@ -3,13 +3,17 @@
 Rows are visited in random order in groups of about half a buffer of tokens; each buffer is shuffled and its first half
 handed out, so a batch mixes tokens of many rows (the mixing buffer of SAE Lens). BOS, pads and other special tokens are
 left out by id, and massive-norm tokens (attention sinks) by norm; EOS is kept, because rewards are read there too.
+
+A stream can be put down and taken up again (`state_dict`, `load_state_dict`): what is left of the buffer is in the
+state, and the rows are found again by counting, so the batches that follow are the very ones that would have followed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +21,85 @@ from transformers import PreTrainedTokenizerBase
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
-
-Row = tuple[Sequence[int], Sequence[int]]
-"""(prompt ids, completion ids)"""
+from mechreward.sae.rows import Row
 
 
-def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None) -> list[Row]:
-    """Plain texts as rows: the first token (BOS, where the tokenizer adds one) is the prompt, the rest is read.
+class ActivationStream:
+    """An iterator over batches [B, D], float32 on the CPU; made by `activation_batches`."""
 
-    Texts of fewer than two tokens are left out; longer ones are cut to `max_tokens`.
-    """
-    ids = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-    return [(row[:1], row[1:max_tokens]) for row in ids if len(row[:max_tokens]) > 1]
+    def __init__(
+        self,
+        read: Callable[[Sequence[Row]], Iterator[Tensor]],
+        rows: Sequence[Row],
+        batch_size: int,
+        buffer_size: int,
+        seed: int,
+        epochs: int | None,
+    ) -> None:
+        self.batch_size = batch_size
+        self._read, self._rows, self._seed, self._epochs = read, rows, seed, epochs
+        self._buffer_size = buffer_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._held: list[Tensor] = []
+        self._ready = torch.empty(0, 0)
+        self._group, self._chunk = 0, 0
+        self._chunks = _some(self._walk(), len(rows))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        while not len(self._ready):
+            self._fill()
+        batch_BD, self._ready = self._ready[: self.batch_size], self._ready[self.batch_size :]
+        return batch_BD
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the batches to come depend on, besides the model, the rows and the options."""
+        return {
+            "group": self._group,
+            "chunk": self._chunk,
+            "held": torch.cat(self._held) if self._held else torch.empty(0, 0),
+            "ready": self._ready.clone(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the stream that gave this state was; the model reads at most half a buffer again."""
+        self._group, self._chunk = state["group"], state["chunk"]
+        self._held = [state["held"]] if len(state["held"]) else []
+        self._ready = state["ready"]
+        self._generator.set_state(state["generator"])
+        self._chunks = self._walk()
+
+    def _fill(self) -> None:
+        """Reads until the buffer is full (or the rows are at an end), shuffles it and makes its first half ready."""
+        for chunk_ND in self._chunks:
+            self._held.append(chunk_ND)
+            if sum(map(len, self._held)) >= self._buffer_size:
+                break
+        else:
+            if not self._held:
+                raise StopIteration
+            self._ready, self._held = self._shuffled(), []
+            return
+        pool_ND = self._shuffled()
+        cut = len(pool_ND) // 2 // self.batch_size * self.batch_size
+        self._ready, self._held = pool_ND[:cut], [pool_ND[cut:].clone()]
+
+    def _shuffled(self) -> Tensor:
+        pool_ND = torch.cat(self._held)
+        return pool_ND[torch.randperm(len(pool_ND), generator=self._generator)]
+
+    def _walk(self) -> Iterator[Tensor]:
+        """States of the rows from where the stream is, counting groups and the chunks within one."""
+        first, skipped = self._group, self._chunk
+        groups = _groups(self._rows, self._buffer_size // 2, self._epochs, random.Random(self._seed))
+        for group, rows in enumerate(groups):
+            for chunk, h_ND in enumerate(self._read(rows) if group >= first else ()):
+                if group > first or chunk >= skipped:
+                    self._group, self._chunk = group, chunk + 1
+                    yield h_ND
 
 
 def activation_batches(
@@ -44,8 +115,8 @@ def activation_batches(
     exclude_ids: Collection[int] | None = None,
     outlier_factor: float = 10.0,
     read_batch_size: int = 32,
-) -> Iterator[Tensor]:
-    """Yields shuffled residuals [B, D] float32 after block `layer`; the last batch of all may be shorter.
+) -> ActivationStream:
+    """Iterates over shuffled residuals [B, D] float32 after block `layer`; the last batch of all may be shorter.
 
     Args:
         rows: prompt and completion ids; completion tokens are read.
@@ -79,9 +150,17 @@ def activation_batches(
             keep_BT = keep_BT & ~_listed([completions[row] for row in batch.rows], excluded, keep_BT)
             yield batch.h_BTD[keep_BT].float().cpu()
 
-    order = random.Random(seed)
-    chunks = (chunk for group in _groups(rows, buffer_size // 2, epochs, order) for chunk in read(group))
-    return _shuffled(_some(chunks, len(rows)), batch_size, buffer_size, torch.Generator().manual_seed(seed))
+    return ActivationStream(read, rows, batch_size, buffer_size, seed, epochs)
+
+
+def first_tokens(stream: Iterator[Tensor], n: int | None = None) -> Tensor:
+    """The first `n` states of a stream [n, D], or all: for None, and where there are fewer."""
+    taken: list[Tensor] = []
+    for batch_BD in stream:
+        taken.append(batch_BD)
+        if n is not None and sum(map(len, taken)) >= n:
+            break
+    return torch.cat(taken)[:n]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -124,24 +203,3 @@ def _some(chunks: Iterator[Tensor], n_rows: int) -> Iterator[Tensor]:
             yield chunk_ND
     if not seen:
         raise InputError("rows: no token is left to read once special and massive-norm tokens are excluded")
-
-
-def _shuffled(
-    chunks: Iterator[Tensor], batch_size: int, buffer_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    held: list[Tensor] = []
-    size = 0
-    for chunk in chunks:
-        held.append(chunk)
-        size += len(chunk)
-        if size >= buffer_size:
-            pool_ND = _permuted(torch.cat(held), generator)
-            cut = len(pool_ND) // 2 // batch_size * batch_size
-            yield from pool_ND[:cut].split(batch_size)
-            held, size = [pool_ND[cut:].clone()], len(pool_ND) - cut
-    if size:
-        yield from _permuted(torch.cat(held), generator).split(batch_size)
-
-
-def _permuted(pool_ND: Tensor, generator: torch.Generator) -> Tensor:
-    return pool_ND[torch.randperm(len(pool_ND), generator=generator)]

@@ -2,64 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from mechreward.errors import InputError
-from mechreward.models import LoadedModel, d_model
-from mechreward.sae.activations import Row, activation_batches
+from mechreward.models import LoadedModel, block_name, d_model
+from mechreward.sae.activations import ActivationStream, activation_batches, first_tokens
+from mechreward.sae.architectures import SAEShape
+from mechreward.sae.checkpoint import Checkpoint
+from mechreward.sae.rows import Row, set_aside
 from mechreward.sae.sae import SAEMeta
-from mechreward.sae.training import TrainedSAE, train_sae
+from mechreward.sae.training import TrainedSAE, Watch, train_sae
 
-HELD_OUT_EVERY = 20
-"""One row in so many is kept out of training and measured on."""
+BUFFER_BATCHES = 16
+"""Least batches that are shuffled together."""
+
+
+def own_shape(loaded: LoadedModel, *, expansion: int, k: int, **options: Any) -> SAEShape:
+    """The shape of an SAE that is `expansion` times as wide as the model; `options` are `SAEShape`'s other fields."""
+    width = d_model(loaded.model)
+    return SAEShape(d_model=width, d_sae=expansion * width, k=k, **options)
+
+
+def own_meta(loaded: LoadedModel, layer: int, *, release: str, model_name: str) -> SAEMeta:
+    """The origin of an SAE of the model's block `layer`, with the block's own module path as its hook point."""
+    return SAEMeta(release, "", layer, model_name, block_name(loaded.model, layer))
 
 
 def train_own_sae(
     loaded: LoadedModel,
     rows: Sequence[Row],
+    shape: SAEShape,
     *,
     meta: SAEMeta,
-    expansion: int,
-    k: int,
     n_tokens: int,
+    held_out: Sequence[Row] | None = None,
+    n_held_out: int | None = None,
+    include_prompt: bool = True,
+    outlier_factor: float = 10.0,
     batch_size: int = 512,
     lr: float | None = None,
     seed: int = 0,
     device: str = "cpu",
-    on_step: Callable[[int, float], None] | None = None,
+    watch: Watch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedSAE:
-    """Trains a TopK SAE of `meta.layer` on prompt and completion tokens, in as many passes as `n_tokens` takes.
+    """Trains an SAE of `meta.layer` on the rows' tokens, in as many passes as `n_tokens` takes.
 
     Args:
-        rows: prompt and completion ids, at least 20; one in 20 is only measured on.
-        expansion: features, in multiples of the model's width.
-        k: active features a token.
-        n_tokens: tokens to train on; see `train_sae` for the others.
+        rows: prompt and completion ids.
+        shape: what is to be trained; see `own_shape`.
+        n_tokens: tokens to train on; see `train_sae` for the options that are not named here.
+        held_out: rows that are only measured on. Without it one in 20 of `rows` (at least 20) is.
+        n_held_out: measure on at most so many tokens of them.
+        include_prompt, outlier_factor: see `activation_batches`.
 
     Raises:
         InputError: too few rows, or as `train_sae`.
     """
-    if len(rows) < HELD_OUT_EVERY:
-        raise InputError(
-            f"rows: {len(rows)} are too few to train and measure an SAE on; at least {HELD_OUT_EVERY} are needed"
+    if held_out is None:
+        rows, held_out = set_aside([[row] for row in rows])
+
+    def stream(rows: Sequence[Row], epochs: int | None) -> ActivationStream:
+        return activation_batches(
+            loaded,
+            rows,
+            meta.layer,
+            batch_size=batch_size,
+            buffer_size=max(65536, BUFFER_BATCHES * batch_size),
+            seed=seed,
+            epochs=epochs,
+            include_prompt=include_prompt,
+            outlier_factor=outlier_factor,
         )
-    options: dict[str, Any] = {"include_prompt": True, "batch_size": batch_size, "seed": seed}
-    training = [row for at, row in enumerate(rows) if at % HELD_OUT_EVERY]
-    held_out_ND = torch.cat(list(activation_batches(loaded, rows[::HELD_OUT_EVERY], meta.layer, **options)))
+
     return train_sae(
-        activation_batches(loaded, training, meta.layer, epochs=None, **options),
-        d_model=d_model(loaded.model),
-        d_sae=expansion * d_model(loaded.model),
-        k=k,
+        stream(rows, None),
+        shape,
         n_tokens=n_tokens,
         meta=meta,
         lr=lr,
         batch_size=batch_size,
-        held_out=held_out_ND,
+        held_out=first_tokens(stream(held_out, 1), n_held_out),
         seed=seed,
         device=device,
-        on_step=on_step,
+        watch=watch,
+        checkpoint=checkpoint,
     )

@@ -19,7 +19,7 @@ import tyro
 from mechreward.files import read_json, write_json
 from mechreward.models import LoadedModel, load_model
 from mechreward.rollout import sample_responses
-from mechreward.sae import SAEMeta, TrainedSAE, save_sae, train_own_sae
+from mechreward.sae import TrainedSAE, own_meta, own_shape, save_sae, train_own_sae
 from mechreward.tasks import load_questions
 from mechreward.tiny.card import model_card
 from mechreward.tiny.language import make_tokenizer
@@ -107,9 +107,8 @@ def build_sae(loaded: LoadedModel, recipe: SAERecipe, seed: int) -> TrainedSAE:
     return train_own_sae(
         loaded,
         rows,
-        meta=SAEMeta("tiny", "", recipe.layer, "tiny", f"model.layers.{recipe.layer}"),
-        expansion=recipe.expansion,
-        k=recipe.k,
+        own_shape(loaded, expansion=recipe.expansion, k=recipe.k),
+        meta=own_meta(loaded, recipe.layer, release="tiny", model_name="tiny"),
         n_tokens=recipe.n_tokens,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
