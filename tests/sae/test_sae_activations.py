@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, read_residuals
-from mechreward.sae import activation_batches
+from mechreward.sae import ActivationStream, activation_batches
+from mechreward.sae.activations import first_tokens
 
 BOS, EOS, PAD = 0, 1, 2
 LAYER = 1
@@ -113,3 +117,96 @@ def test_nothing_left_to_read_ends_with_a_sentence(loaded: LoadedModel, epochs: 
     stream = activation_batches(loaded, ROWS, LAYER, batch_size=8, buffer_size=16, epochs=epochs, exclude_ids=range(64))
     with pytest.raises(InputError, match="no token is left to read"):
         next(stream)
+
+
+BLOCKS = {
+    "llama": "model.layers",
+    "mistral": "model.layers",
+    "gemma2": "model.layers",
+    "deepseek_v3": "model.layers",
+    "qwen3_5": "model.layers",
+    "qwen3_5_image_text": "model.language_model.layers",
+    "qwen3_5_moe": "model.layers",
+    "gemma4": "model.layers",
+    "gemma4_image_text": "model.language_model.layers",
+}
+
+
+def by_hand(model: PreTrainedModel, path: str, ids: list[int]) -> Tensor:
+    """One row through the whole model, the block hooked by its path; no padding, no early stop."""
+    kept: list[Tensor] = []
+    block = model.get_submodule(path)
+    handle = block.register_forward_hook(lambda _m, _i, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return kept[0].reshape(len(ids), -1)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("family", sorted(BLOCKS))
+def test_every_family_gives_the_states_of_a_plain_forward(
+    tiny_model: Callable[[str], PreTrainedModel], char_tokenizer: PreTrainedTokenizerFast, family: str, layer: int
+) -> None:
+    model = tiny_model(family)
+    rng = random.Random(0)
+    rows = [([BOS, 5], [*rng.choices(range(4, 59), k=3 + 4 * i), *([EOS] if i % 2 else [])]) for i in range(6)]
+    path = f"{BLOCKS[family]}.{layer}"
+    want = torch.cat([by_hand(model, path, [*prompt, *completion])[2:] for prompt, completion in rows])
+    stream = activation_batches(
+        LoadedModel(model, char_tokenizer, family),
+        rows,
+        layer,
+        batch_size=16,
+        buffer_size=48,
+        read_batch_size=4,
+        outlier_factor=1e9,
+    )
+    got = torch.cat(list(stream))
+    assert got.shape == want.shape
+    # One to one: each state is that of its own token, and no two tokens have states as close as that.
+    distance = torch.cdist(got, want, compute_mode="donot_use_mm_for_euclid_dist")
+    own = distance.argmin(1)
+    assert sorted(own.tolist()) == list(range(len(want)))
+    torch.testing.assert_close(got, want[own], atol=1e-4, rtol=1e-4)
+    assert distance.topk(2, largest=False).values[:, 1].min() > 1e-2 * want.norm(dim=-1).mean()
+
+
+def test_a_stream_taken_up_again_goes_on_with_the_same_batches(loaded: LoadedModel) -> None:
+    def fresh() -> ActivationStream:
+        return activation_batches(
+            loaded, ROWS, LAYER, batch_size=16, buffer_size=96, seed=3, epochs=2, read_batch_size=2
+        )
+
+    whole = list(fresh())
+    assert len(whole) > 24
+    for taken in (0, 1, 11, 23, len(whole)):
+        stream = fresh()
+        for _ in range(taken):
+            next(stream)
+        state = stream.state_dict()
+        next(stream, None)  # what is read after the state was taken does not change it
+        resumed = fresh()
+        resumed.load_state_dict(state)
+        rest = list(resumed)
+        assert len(rest) == len(whole) - taken
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[taken:], strict=True))
+
+
+def test_a_state_does_not_hold_the_rows_again(loaded: LoadedModel) -> None:
+    stream = activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=96, epochs=None)
+    next(stream)
+    state = stream.state_dict()
+    assert set(state) == {"group", "chunk", "held", "ready", "generator"}
+    # What is left of the buffer, and no more.
+    assert 96 - 16 <= len(state["held"]) + len(state["ready"]) <= 96 + 32 * 14
+
+
+def test_first_tokens(loaded: LoadedModel) -> None:
+    def stream() -> ActivationStream:
+        return activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=96)
+
+    whole = torch.cat(list(stream()))
+    assert torch.equal(first_tokens(stream(), 21), whole[:21])
+    assert torch.equal(first_tokens(stream()), whole)
+    assert torch.equal(first_tokens(stream(), 10**6), whole)
