@@ -1,22 +1,30 @@
-"""What reading a few features of an SAE costs, in time and peak memory, against encoding all of them.
+"""What reading 20 features of a TopK SAE exactly costs, beside the roads people use today. In turns, in one process.
 
-Times are taken in turns in one process, so that a busy machine slows both alike: the median and the range of the
-`--repeats` rounds after a warm-up. Peak memory is what one call, in a process of its own, adds to the resident
-high-water mark, which Linux lets a process reset; on a GPU it is the allocator's own peak. Before anything is measured,
-the read is compared with the same columns of the full encode.
+- `sae-lens encode`: every feature with sae-lens' own class, then the 20 columns. What a reward built on it pays.
+- `matmul + topk`: the same by hand: one product, `torch.topk`, scatter, the 20 columns.
+- `dense matmul`: the product of the encoder alone. No top-k, so not an answer; the bar to beat.
+- `read`: ours. Features as they come, and ordered by firing frequency (`SAE.calibrated`).
 
-    python benchmarks/read_cost.py --architecture topk --tokens 2048 --d-model 256 --d-sae 2048
+Activations are sums of sparse features with unequal frequencies plus noise, so that some features fire often and some
+rarely, as in real SAEs; 20 features are chosen around a firing frequency ("low" .1 %, "middle" 1 %, "high" 10 %). With
+`--sae FOLDER --model M` both are real: the SAE's, and the model's residuals on GSM8K-like text. Before anything is
+timed, `read` is compared with sae-lens.
+
+Peak memory is what one call, in a process of its own, adds to the resident high-water mark; on CUDA, the allocator's.
+
+    python benchmarks/read_features.py --sizes small --frequencies middle
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,36 +32,49 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from mechreward.sae import SAE, SAEMeta
+from mechreward.sae import SAE, SAEMeta, load_sae
 
 MIB = 2**20
+SIZES = {"small": (576, 9216, 32), "large": (2560, 40960, 128)}
+"""Width D, features F, active features k: about SmolLM2-135M and Gemma-3-4B / Qwen3.5-4B."""
+FREQUENCIES = {"low": 0.001, "middle": 0.01, "high": 0.1}
+SELECTED = 20
+LENS = "sae-lens encode"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Time and peak memory of reading a few features of an SAE against encoding all of them."""
+    """Time and peak memory of reading 20 features of a TopK SAE, four ways."""
 
-    architecture: Literal["topk", "relu", "jumprelu"] = "topk"
-    """Which kind of SAE; its weights are random."""
+    sizes: tuple[Literal["small", "large"], ...] = ("small", "large")
+    """(D, F, k): small is (576, 9216, 32), large (2560, 40960, 128)."""
+    frequencies: tuple[Literal["low", "middle", "high"], ...] = ("low", "middle", "high")
+    """Around which firing frequency the 20 features are chosen."""
     tokens: int = 4096
     """N, tokens read in one call."""
-    d_model: int = 512
-    """D, width of the residual stream."""
-    d_sae: int = 8192
-    """F, features of the SAE."""
-    k: int = 32
-    """Active features a token (TopK only)."""
-    selected: int = 20
-    """K, features read."""
-    repeats: int = 7
-    """Timed calls."""
+    repeats: int = 5
+    """Timed rounds, after one that is not counted."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`."""
     threads: int = torch.get_num_threads()
     """Threads torch may use on the CPU."""
-    json: bool = False
-    """Print the numbers as JSON."""
+    sae: Path | None = None
+    """A real TopK SAE in place of the made-up ones."""
+    residuals: Path | None = None
+    """A safetensors file with its residuals under `h` [N, D]; needed with `--sae`."""
+    json: Path | None = None
+    """Write the numbers to this file."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: an SAE, a choice of features, and tokens."""
+
+    size: str
+    frequency: str
+    setting: Setting
 
 
 @dataclass(frozen=True)
@@ -66,15 +87,41 @@ class Cost:
     peak: int | None
 
 
+@dataclass
+class Result:
+    """What one table holds."""
+
+    case: Case
+    firing: float
+    """Mean firing frequency of the chosen features."""
+    shape: tuple[int, int, int]
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+
 def main() -> None:
     setting = tyro.cli(Setting)
-    seconds = apart(measure_seconds, setting)
-    costs = {what: make_cost(seconds[what], apart(measure_peak, setting, what)) for what in ("encode", "read")}
-    if setting.json:
-        numbers = {"torch": torch.__version__, "setting": asdict(setting)}
-        Console().print_json(json.dumps(numbers | {what: asdict(cost) for what, cost in costs.items()}))
-    else:
-        Console(width=110).print(make_table(setting, costs))
+    sizes = ("given",) if setting.sae else setting.sizes
+    results = []
+    for size in sizes:
+        for frequency in setting.frequencies:
+            result = measure(Case(size, frequency, setting))
+            results.append(result)
+            Console(width=110).print(make_table(result))
+    if setting.json is not None:
+        head = {"torch": torch.__version__, "device": device_name(setting.device), "threads": setting.threads}
+        setting.json.write_text(json.dumps(head | {"results": [asdict(r) for r in results]}, indent=1, default=str))
+
+
+def measure(case: Case) -> Result:
+    seconds, firing, shape = apart(measure_seconds, case)
+    result = Result(case, firing, shape)
+    # Freed blocks go back to the system at once in the processes that measure peaks, so that nothing idle is counted.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    for what, times in seconds.items():
+        peak = apart(measure_peak, case, what)
+        result.costs[what] = Cost(statistics.median(times), min(times), max(times), peak)
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    return result
 
 
 def apart(function: Callable[..., Any], *arguments: object) -> Any:
@@ -83,56 +130,97 @@ def apart(function: Callable[..., Any], *arguments: object) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def measure_seconds(setting: Setting) -> dict[str, list[float]]:
-    calls = make_calls(setting)
-    rounds = [{what: timed(call, setting.device) for what, call in calls.items()} for _ in range(setting.repeats + 1)]
-    return {what: [seconds[what] for seconds in rounds[1:]] for what in calls}
+def measure_seconds(case: Case) -> tuple[dict[str, list[float]], float, tuple[int, int, int]]:
+    calls, sae, firing = make_calls(case)
+    device = case.setting.device
+    rounds = [{what: timed(call, device) for what, call in calls.items()} for _ in range(case.setting.repeats + 1)]
+    return {what: [row[what] for row in rounds[1:]] for what in calls}, firing, (sae.d_model, sae.d_sae, sae.k or 0)
 
 
-def measure_peak(setting: Setting, what: str) -> int | None:
-    return peak_added(make_calls(setting)[what], setting.device)
+def measure_peak(case: Case, what: str) -> int | None:
+    calls, _, _ = make_calls(case)
+    return peak_added(calls[what], case.setting.device)
 
 
-def make_calls(setting: Setting) -> dict[str, Callable[[], torch.Tensor]]:
-    torch.set_num_threads(setting.threads)
-    sae, h_ND = make_sae(setting), make_states(setting)
-    feature_ids = torch.randperm(setting.d_sae)[: setting.selected].tolist()
-    check_same(sae, h_ND[:64], feature_ids)
-    return {"encode": lambda: sae.encode(h_ND), "read": lambda: sae.read(h_ND, feature_ids)}
+def make_calls(case: Case) -> tuple[dict[str, Callable[[], Tensor]], SAE, float]:
+    torch.set_num_threads(case.setting.threads)
+    sae, h_ND = given(case.setting) if case.setting.sae else made_up(case)
+    calibrated = sae.calibrated(h_ND[: len(h_ND) // 2])
+    ids = choose(calibrated, FREQUENCIES[case.frequency])
+    lens, index = lens_object(sae), torch.tensor(ids, device=sae.device)
+    W_DF = sae.W_enc_DF.contiguous()
+    calls: dict[str, Callable[[], Tensor]] = {
+        LENS: lambda: lens.encode(h_ND)[:, index],
+        "matmul + topk": lambda: by_hand(sae, W_DF, h_ND)[:, index],
+        "dense matmul": lambda: h_ND @ W_DF,
+        "read": lambda: sae.read(h_ND, ids),
+        "read, calibrated": lambda: calibrated.read(h_ND, ids),
+    }
+    with torch.no_grad():
+        wanted, got = calls[LENS](), calls["read, calibrated"]()
+    unlike = ((got > 0) != (wanted > 0)).any(-1).float().mean().item()
+    assert unlike < 1e-3, f"{unlike:.2%} of the tokens have another support than sae-lens gives"
+    assert calibrated.frequency_F is not None
+    return calls, sae, calibrated.frequency_F[index].mean().item()
 
 
-def make_cost(seconds: list[float], peak: int | None) -> Cost:
-    return Cost(statistics.median(seconds), min(seconds), max(seconds), peak)
+def made_up(case: Case) -> tuple[SAE, Tensor]:
+    """Residuals that are sums of decoder rows firing by a power law, with noise, and the SAE of these rows."""
+    d, f, k = SIZES[case.size]
+    g = torch.Generator().manual_seed(0)
+    W_FD = torch.nn.functional.normalize(torch.randn(f, d, generator=g), dim=-1)
+    rank_F = torch.randperm(f, generator=g)
+    frequency_F = (1.0 + rank_F) ** -0.8
+    frequency_F = (frequency_F * k / frequency_F.sum()).clamp(max=0.9)
+    h_ND = torch.empty(case.setting.tokens, d)
+    for rows_ND in h_ND.split(256):
+        fires = torch.rand(len(rows_ND), f, generator=g) < frequency_F
+        rows_ND.copy_((fires * (1 + torch.rand(len(rows_ND), f, generator=g))) @ W_FD)
+        rows_ND.add_(0.3 * torch.randn(len(rows_ND), d, generator=g) / d**0.5)
+    meta = SAEMeta(release="made up", sae_id="", layer=0, model_name="none", hook_name="model.layers.0")
+    sae = SAE("topk", W_FD.T.contiguous(), torch.zeros(f), W_FD, torch.zeros(d), meta, k=k)
+    return sae.to(case.setting.device), h_ND.to(case.setting.device)
 
 
-def make_sae(setting: Setting) -> SAE:
-    torch.manual_seed(0)
-    W_dec_FD = torch.nn.functional.normalize(torch.randn(setting.d_sae, setting.d_model), dim=-1)
-    return SAE(
-        architecture=setting.architecture,
-        W_enc_DF=W_dec_FD.T.contiguous(),
-        b_enc_F=torch.zeros(setting.d_sae),
-        W_dec_FD=W_dec_FD,
-        b_dec_D=torch.zeros(setting.d_model),
-        threshold_F=torch.ones(setting.d_sae) if setting.architecture == "jumprelu" else None,
-        k=setting.k if setting.architecture == "topk" else None,
-        apply_b_dec_to_input=True,
-        meta=SAEMeta(release="benchmark", sae_id="random", layer=0, model_name="none", hook_name="none"),
-    ).to(setting.device)
+def given(setting: Setting) -> tuple[SAE, Tensor]:
+    from safetensors.torch import load_file
+
+    assert setting.sae is not None and setting.residuals is not None, "--sae needs --residuals"
+    h_ND = load_file(setting.residuals)["h"].float()[: setting.tokens]
+    return load_sae(setting.sae).to(setting.device), h_ND.to(setting.device)
 
 
-def make_states(setting: Setting) -> torch.Tensor:
-    return torch.randn(setting.tokens, setting.d_model, generator=torch.Generator().manual_seed(1)).to(setting.device)
+def choose(sae: SAE, frequency: float) -> list[int]:
+    """The 20 features whose firing frequency is nearest to the one asked for."""
+    assert sae.frequency_F is not None
+    distance_F = ((sae.frequency_F + 1e-9).log() - torch.tensor(frequency).log()).abs()
+    return distance_F.argsort(stable=True)[:SELECTED].tolist()
 
 
-def check_same(sae: SAE, h_ND: torch.Tensor, feature_ids: list[int]) -> None:
-    torch.testing.assert_close(sae.read(h_ND, feature_ids), sae.encode(h_ND)[:, feature_ids], atol=1e-4, rtol=1e-4)
+def lens_object(sae: SAE) -> Any:
+    from sae_lens import SAE as LensSAE
+
+    config = {"architecture": "topk", "d_in": sae.d_model, "d_sae": sae.d_sae, "k": sae.k, "device": str(sae.device)}
+    flags = {"apply_b_dec_to_input": sae.apply_b_dec_to_input, "rescale_acts_by_decoder_norm": False}
+    assert not sae.rescale_acts_by_decoder_norm and sae.input_norm == "none"
+    lens = LensSAE.from_dict(config | flags)
+    state = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
+    lens.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()})
+    return lens.eval().requires_grad_(False)
+
+
+def by_hand(sae: SAE, W_DF: Tensor, h_ND: Tensor) -> Tensor:
+    assert sae.k is not None
+    centred_ND = h_ND - sae.b_dec_D if sae.apply_b_dec_to_input else h_ND
+    top = torch.topk(centred_ND @ W_DF + sae.b_enc_F, sae.k, dim=-1)
+    return torch.zeros(len(h_ND), sae.d_sae, device=h_ND.device).scatter_(-1, top.indices, top.values.relu())
 
 
 def timed(call: Callable[[], object], device: str) -> float:
     wait(device)
     start = time.perf_counter()
-    call()
+    with torch.no_grad():
+        call()
     wait(device)
     return time.perf_counter() - start
 
@@ -142,48 +230,57 @@ def wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name()
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
 def peak_added(call: Callable[[], object], device: str) -> int | None:
     """Bytes that `call` adds to the peak; None where the high-water mark cannot be reset."""
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        call()
+        with torch.no_grad():
+            call()
         return torch.cuda.max_memory_allocated(device) - before
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
     reset.write_text("5")
-    before = resident_peak()
-    call()
-    return resident_peak() - before
+    before = resident("VmRSS")
+    with torch.no_grad():
+        call()
+    return resident("VmHWM") - before
 
 
-def resident_peak() -> int:
+def resident(row: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+    return 1024 * int(next(line for line in status if line.startswith(f"{row}:")).split()[1])
 
 
-def make_table(setting: Setting, costs: dict[str, Cost]) -> Table:
-    sizes = f"N {setting.tokens}, D {setting.d_model}, F {setting.d_sae}, k {setting.k}, K {setting.selected}"
-    table = Table(title=f"{setting.architecture} SAE on {setting.device}, {setting.threads} threads: {sizes}")
-    for column in ("what", "median ms", "range ms", "peak MiB", "time / encode", "memory / encode"):
+def make_table(result: Result) -> Table:
+    d, f, k = result.shape
+    setting, lens = result.case.setting, result.costs[LENS]
+    where = f"{device_name(setting.device)}, {setting.threads} threads"
+    title = f"N {setting.tokens}, D {d}, F {f}, k {k}; 20 features firing on {result.firing:.2%} of tokens; {where}"
+    table = Table(title=title)
+    for column in ("what", "median ms", "range ms", "peak MiB", "time / sae-lens", "memory / sae-lens"):
         table.add_column(column, justify="left" if column == "what" else "right")
-    for what, cost in costs.items():
+    for what, cost in result.costs.items():
+        share = "n/a" if cost.peak is None or not lens.peak else f"{cost.peak / lens.peak:.3f}"
         table.add_row(
-            what if what == "encode" else f"read {setting.selected}",
+            what,
             f"{1e3 * cost.median:.1f}",
             f"{1e3 * cost.low:.1f}-{1e3 * cost.high:.1f}",
             "n/a" if cost.peak is None else f"{cost.peak / MIB:.1f}",
-            f"{cost.median / costs['encode'].median:.2f}",
-            memory_share(cost, costs["encode"]),
+            f"{cost.median / lens.median:.3f}",
+            share,
         )
     return table
-
-
-def memory_share(cost: Cost, full: Cost) -> str:
-    if cost.peak is None or not full.peak:
-        return "n/a"
-    return f"{cost.peak / full.peak:.2f}"
 
 
 if __name__ == "__main__":

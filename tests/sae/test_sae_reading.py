@@ -132,26 +132,32 @@ def few_fire_often(n: int) -> tuple[SAE, Tensor]:
 
 
 class Work:
-    """Rows encoded in full and products of the stages, as `read` goes along."""
+    """Rows encoded, rows counted on all features, and rows and features of each stage, as `read` goes along."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.encoded: list[int] = []
+        self.counted: list[int] = []
         self.staged: list[tuple[int, list[int]]] = []
-        activations, exceeding = Encoder.activations, reading._exceeding
+        activations, counted, exceeding = Encoder.activations, reading._counted, reading._exceeding
 
         def spy_full(encoder: Encoder, x_ND: Tensor, ids_K: Tensor | None = None) -> Tensor:
             self.encoded.append(len(x_ND))
             return activations(encoder, x_ND, ids_K)
+
+        def spy_counted(encoder: Encoder, x_SD: Tensor, margin_S: Tensor, ids_K: Tensor) -> Tensor:
+            self.counted.append(len(x_SD))
+            return counted(encoder, x_SD, margin_S, ids_K)
 
         def spy_stage(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Tensor:
             self.staged.append((len(rows_M), ids_S.tolist()))
             return exceeding(encoder, x_ND, rows_M, bar_N, ids_S)
 
         monkeypatch.setattr(Encoder, "activations", spy_full)
+        monkeypatch.setattr(reading, "_counted", spy_counted)
         monkeypatch.setattr(reading, "_exceeding", spy_stage)
 
 
-def test_only_tokens_with_an_active_chosen_feature_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tokens_with_an_active_chosen_feature_meet_all_features(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, h = few_fire_often(140)
     monkeypatch.setattr(reading, "FIRST_STAGE", 1)
     sae = sae.calibrated(h)
@@ -161,7 +167,19 @@ def test_only_tokens_with_an_active_chosen_feature_are_encoded(monkeypatch: pyte
     # The eight that always fire are tried first and are enough for the 120 others; the second stage lets no token go.
     assert sorted(work.staged[0][1]) == list(range(56, 64))
     assert [rows for rows, _ in work.staged] == [140, 20]
-    assert work.encoded == [20]
+    assert (work.counted, work.encoded) == ([20], [])
+
+
+def test_only_what_counts_leave_open_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Features 0 and 1 are one, and the ninth on ten tokens, where nine are kept: which of the two is for the rule to say.
+    sae, h = few_fire_often(140)
+    columns = [0, 0, *range(2, 64)]
+    sae = replace(sae, W_enc_DF=sae.W_enc_DF[:, columns], k=9)
+    h[::14, 0] = 1.5
+    h[0, 56] = 0  # room for both
+    work = Work(monkeypatch)
+    assert (sae.read(h, [0, 1]) > 0).sum(0).tolist() == [10, 1]
+    assert work.encoded == [9]
 
 
 def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,19 +188,19 @@ def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sae_module, "BLOCK_BYTES", 0)
     work = Work(monkeypatch)
     sae.read(h, [0, 3, 63])
-    assert sum(work.encoded) == 140
-    assert max(work.encoded) == 7
+    assert sum(work.counted) == 140
+    assert max(work.counted) == 7
 
 
 def test_nothing_positive_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sae = replace(random_sae("topk"), b_enc_F=torch.full((F,), -1e3))
     work = Work(monkeypatch)
     assert sae.read(torch.randn(9, D), [1, 2]).count_nonzero() == 0
-    assert (work.encoded, work.staged) == ([], [])
+    assert (work.encoded, work.counted, work.staged) == ([], [], [])
 
 
-def test_stages_double_and_cover() -> None:
-    assert list(reading._stages(100, 8)) == [(0, 8), (8, 24), (24, 56), (56, 100)]
+def test_stages_grow_and_cover() -> None:
+    assert list(reading._stages(60, 8)) == [(0, 8), (8, 20), (20, 38), (38, 60)]
     assert list(reading._stages(5, 8)) == [(0, 5)]
 
 

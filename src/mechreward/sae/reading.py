@@ -1,17 +1,19 @@
 """A few features of a TopK SAE, exactly, without most of the encoder's matrix product.
 
 A chosen feature is active only if fewer than k features exceed it, so a token is done with as soon as k features are
-known to exceed the largest of its chosen ones: a count, which only grows. Features are tried in stages of doubling
-size, those that fire most often first (`SAE.calibrated`); tokens leave after each stage. The few that stay, most of
-which do have an active chosen feature, are encoded in full, by the code that `SAE.encode` runs.
+known to exceed the largest of its chosen ones: a count, which only grows. Features are tried in growing stages, those
+that fire most often first (`SAE.calibrated`); tokens leave after each stage. Of the few that stay, most of which do
+have an active chosen feature, all pre-activations are computed, and chosen features counted against them, the largest
+first, until one is outnumbered: no top-k is needed.
 
-Only a feature that exceeds by more than rounding can explain is counted, so a token that leaves has no active chosen
-feature by the rule of `arithmetic`. Staged counting is our own; the plain road, which it is tested against, is
-``encode(h)[..., feature_ids]``.
+Only a feature that exceeds by more than rounding can explain is counted. A token of which counts do not decide is
+encoded by the code that `SAE.encode` runs, so what is active is what the rule of `arithmetic` says. Staged counting is
+our own; the plain road, which it is tested against, is ``encode(h)[..., feature_ids]``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -20,8 +22,12 @@ from torch import Tensor
 
 from mechreward.sae.arithmetic import Encoder
 
+LEAST_STAGED = 1 / 8
+"""Share of the features that is tried before the stages may be given up: counts need some to grow."""
 FIRST_STAGE = 4
 """Features of the first stage, in multiples of k."""
+GROWTH = 1.5
+"""Of each stage over the one before."""
 STAGE_FLOATS = 2**20
 """Pre-activations of a stage held at once."""
 
@@ -42,10 +48,37 @@ def read_topk(
         block_tokens: tokens encoded in full at a time.
     """
     acts_NK = torch.zeros(len(x_ND), len(ids_K), device=x_ND.device)
+    margin_N = encoder.margin(x_ND)[:, 0]
     largest_N = encoder.pre(x_ND @ encoder.W_FD[ids_K].T, ids_K).amax(-1)
-    for rows in blocks(_not_outnumbered(encoder, x_ND, largest_N, order_F), block_tokens):
-        acts_NK[rows] = encoder.activations(x_ND[rows])[:, ids_K]
+    for rows in blocks(_not_outnumbered(encoder, x_ND, largest_N, margin_N, order_F), block_tokens):
+        acts_NK[rows] = _counted(encoder, x_ND[rows], margin_N[rows], ids_K)
     return acts_NK
+
+
+def _counted(encoder: Encoder, x_SD: Tensor, margin_S: Tensor, ids_K: Tensor) -> Float[Tensor, "s k"]:
+    """Activations of the features `ids_K`, by counting for each what exceeds it."""
+    assert encoder.k is not None
+    pre_SF = encoder.pre(x_SD @ encoder.W_FD.T)
+    value_SK, place_SK = pre_SF[:, ids_K].sort(-1, descending=True)
+    acts_SK = torch.zeros_like(value_SK)
+    unsure_S = torch.zeros(len(x_SD), dtype=torch.bool, device=x_SD.device)
+    going_S = ~unsure_S
+    for value_S, place_S in zip(value_SK.T, place_SK.T, strict=True):
+        going_S = going_S & (value_S > -margin_S)
+        rows = going_S.nonzero()[:, 0]
+        if not len(rows):
+            break
+        some_SF = pre_SF if len(rows) == len(pre_SF) else pre_SF[rows]
+        low_S1, high_S1 = ((value_S + step * margin_S)[rows, None] for step in (-2, 2))
+        kept = ((some_SF >= low_S1).sum(-1) <= encoder.k) & (value_S > margin_S)[rows]
+        outnumbered = (some_SF > high_S1).sum(-1) >= encoder.k
+        acts_SK[rows[kept], place_S[rows[kept]]] = value_S[rows[kept]]
+        unsure_S[rows[~kept & ~outnumbered]] = True
+        going_S[rows[~kept]] = False
+    rows = unsure_S.nonzero()[:, 0]
+    if len(rows):
+        acts_SK[rows] = encoder.activations(x_SD[rows])[:, ids_K]
+    return acts_SK
 
 
 def blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
@@ -54,11 +87,14 @@ def blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def _not_outnumbered(
-    encoder: Encoder, x_ND: Float[Tensor, "n d"], largest_N: Float[Tensor, " n"], order_F: Tensor | None
+    encoder: Encoder,
+    x_ND: Float[Tensor, "n d"],
+    largest_N: Float[Tensor, " n"],
+    margin_N: Float[Tensor, " n"],
+    order_F: Tensor | None,
 ) -> Int[Tensor, " stay"]:
     """The tokens of which the stages do not show that k features exceed `largest_N`."""
     assert encoder.k is not None
-    margin_N = encoder.margin(x_ND)[:, 0]
     stay_M = (largest_N > -margin_N).nonzero()[:, 0]
     bar_N = largest_N + 2 * margin_N
     count_N = torch.zeros(len(x_ND), dtype=torch.long, device=x_ND.device)
@@ -69,8 +105,9 @@ def _not_outnumbered(
         ids_S = torch.arange(start, end, device=x_ND.device) if order_F is None else order_F[start:end]
         count_N[stay_M] += _exceeding(encoder, x_ND, stay_M, bar_N, ids_S)
         stay_M = stay_M[count_N[stay_M] < encoder.k]
-        # A token that leaves saves a full encoding; the next stage costs each that stays twice as much as this one.
-        if (before - len(stay_M)) * encoder.n_features < 2 * len(stay_M) * (end - start):
+        # A token that leaves saves a full encoding; the next stage costs each that stays more than this one.
+        gain, price = (before - len(stay_M)) * encoder.n_features, GROWTH * len(stay_M) * (end - start)
+        if gain < price and end >= LEAST_STAGED * encoder.n_features:
             break
     return stay_M
 
@@ -79,7 +116,7 @@ def _stages(n_features: int, first: int) -> Iterator[tuple[int, int]]:
     start, size = 0, first
     while start < n_features:
         yield start, min(start + size, n_features)
-        start, size = start + size, 2 * size
+        start, size = start + size, math.ceil(GROWTH * size)
 
 
 def _exceeding(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Int[Tensor, " m"]:

@@ -41,7 +41,7 @@ InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
 Bessel's correction, as OpenAI's and SAE Lens' code); or scale it to norm sqrt(D)."""
 
 # Full pre-activations exist for a block of tokens at a time: at least so many tokens, or as many as fit these bytes.
-BLOCK_TOKENS, BLOCK_BYTES = 256, 8 * 2**20
+BLOCK_TOKENS, BLOCK_BYTES = 128, 4 * 2**20
 # What the encoder is applied to is held for so much at a time.
 INPUT_BYTES = 16 * 2**20
 
