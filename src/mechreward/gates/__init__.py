@@ -1,4 +1,5 @@
-"""Verdicts on rewards: all statistics, the baselines a reward must beat, and Gate 1 (Gates 2 and 3 come to live here).
+"""Verdicts on rewards: all statistics, the baselines a reward must beat, Gate 1 (Gates 2 and 3 come to live here), and
+the sweep that finds the block worth reading.
 
 May be imported by hacking, steering, training, integrations, report, pipeline and cli; imports models, rollout,
 features and reward.
@@ -7,6 +8,7 @@ features and reward.
 from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
 from mechreward.gates.gate1 import Gate1Result, compare, gate1, read_scores
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
+from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
 from mechreward.gates.statistics import (
     Interval,
     PairedResult,
@@ -28,7 +30,9 @@ __all__ = [
     "Gate1Result",
     "Interval",
     "Judgement",
+    "LayerSweep",
     "PairedResult",
+    "ProbeScore",
     "QuestionPairs",
     "ScoreRow",
     "Thresholds",
@@ -49,6 +53,7 @@ __all__ = [
     "ratio",
     "read_scores",
     "reward_from_words",
+    "sweep_layers",
     "wilson",
     "within_question_auroc",
 ]

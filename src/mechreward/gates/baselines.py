@@ -58,7 +58,7 @@ def bag_of_words(responses: Sequence[Response], *, seed: int = 0) -> Array:
     """
     questions = _questions(responses)
     right = np.array([response.correct is True for response in responses])
-    x_NV = _centred(np.log1p(_counts(responses)), questions)
+    x_NV = centred(np.log1p(_counts(responses)), questions)
     share = pd.Series(right.astype(float)).groupby(questions).transform("mean").to_numpy()
     mixed = np.flatnonzero((share > 0) & (share < 1))
     n_mixed = len(set(questions[mixed]))
@@ -84,8 +84,8 @@ def reward_from_words(responses: Sequence[Response], scores_N: Array, *, seed: i
         raise InputError(f"responses: they answer {n_questions} question, a fit needs at least 2")
     counts_NV = _counts(responses)
     shares_NV = counts_NV / length(responses)[:, None]
-    x_NV = _centred(np.hstack([np.log1p(counts_NV), shares_NV]), questions)
-    y_N = _centred(scores_N[:, None], questions)[:, 0]
+    x_NV = centred(np.hstack([np.log1p(counts_NV), shares_NV]), questions)
+    y_N = centred(scores_N[:, None], questions)[:, 0]
     predicted_N = np.zeros(len(y_N))
     folds = GroupKFold(min(FOLDS, n_questions), shuffle=True, random_state=seed)
     for train, test in folds.split(x_NV, groups=questions):
@@ -103,7 +103,8 @@ def _counts(responses: Sequence[Response]) -> Array:
     return np.asarray(counter.fit_transform(responses).toarray(), dtype=np.float64)
 
 
-def _centred(values_NV: Array, questions: NDArray[Any]) -> Array:
+def centred(values_NV: Array, questions: NDArray[Any]) -> Array:
+    """Each column less its mean over the answers to the same question."""
     frame = pd.DataFrame(values_NV)
     return np.asarray(frame - frame.groupby(questions).transform("mean"))
 
