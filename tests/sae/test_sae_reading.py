@@ -171,7 +171,7 @@ def test_only_tokens_with_an_active_chosen_feature_meet_all_features(monkeypatch
 
 
 def test_only_what_counts_leave_open_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Features 0 and 1 are one, and the ninth on ten tokens, where nine are kept: which of the two is for the rule to say.
+    # Features 0 and 1 are one, and the ninth on ten tokens, where nine are kept: the rule says which of the two.
     sae, h = few_fire_often(140)
     columns = [0, 0, *range(2, 64)]
     sae = replace(sae, W_enc_DF=sae.W_enc_DF[:, columns], k=9)
