@@ -112,6 +112,9 @@ def test_a_hub_repository_with_a_topk_checkpoint(hub: Path) -> None:
     sae = load_sae(release="lab/topk", sae_id="layer_18")  # as in the seed's quickstart
     assert (sae.layer, sae.release, sae.sae_id, sae.k) == (18, "lab/topk", "layer_18", K)
     assert load_sae("lab/topk", layer=3).layer == 3
+    assert load_sae("lab/topk", "layer_18", layer=18).layer == 18
+    with pytest.raises(InputError, match="layer: 3 was given, but sae_id says 'layer_18'"):
+        load_sae("lab/topk", "layer_18", layer=3)
     with pytest.raises(InputError, match="layer: .* does not say"):
         load_sae("lab/topk")
     (hub / "sae_final.json").write_text(json.dumps({"layer": 17, "model": "lab/model"}))

@@ -121,9 +121,13 @@ def _topk_checkpoint(repository: str) -> Path | None:
 
 
 def _with_layer_of(sae_id: str | None, given: Given) -> Given:
-    """The caller's layer; if there is none, the one that an id such as `layer_18` names."""
+    """What the caller says, with the layer that an id such as `layer_18` names."""
     named = re.fullmatch(r"layer_(\d+)", sae_id or "")
-    return replace(given, layer=int(named[1])) if named and given.layer is None else given
+    if not named:
+        return given
+    if given.layer not in (None, int(named[1])):
+        raise InputError(f"layer: {given.layer} was given, but sae_id says {sae_id!r}")
+    return replace(given, layer=int(named[1]))
 
 
 def _label(sae: SAE, release: str, sae_id: str) -> SAE:

@@ -13,8 +13,8 @@ Definition (OpenMOSS Language-Model-SAEs 7bfb3f14, `sae.py`: `from_config`, `enc
 each residual to norm sqrt(D) first, and s_in = s_out = 1. "batch-wise", GLU encoders and transcoders are refused.
 
 Deviation: activations are s_in times these, and W_dec is divided by s_in, so that they are in the units of normalised
-residuals. sae-lens (and Neuronpedia) use these units; which features are active and what is rebuilt does not change.
-sae-lens leaves n out, which is 1 in the released files up to bfloat16.
+residuals, which are sae-lens' units; which features are active and what is rebuilt does not change. sae-lens leaves n
+out, so the two agree only where the decoder's columns have norm 1.
 """
 
 from __future__ import annotations
