@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, read_residuals
+from mechreward.models import LoadedModel, block_name, read_residuals
 from mechreward.sae import ActivationStream, activation_batches
 from mechreward.sae.activations import first_tokens
 
@@ -101,6 +101,7 @@ def test_epochs_repeat_every_token(loaded: LoadedModel) -> None:
         ({"buffer_size": 15}, "buffer_size: 15 is not at least two batches of batch_size=8"),
         ({"batch_size": 0}, "buffer_size: 64 is not at least two batches of batch_size=0"),
         ({"epochs": 0}, "epochs: 0 is not at least 1"),
+        ({"reuse": 0}, "reuse: 0 is not at least 1"),
     ],
 )
 def test_wrong_options_at_once(loaded: LoadedModel, options: dict[str, object], message: str) -> None:
@@ -149,6 +150,7 @@ def test_every_family_gives_the_states_of_a_plain_forward(
     tiny_model: Callable[[str], PreTrainedModel], char_tokenizer: PreTrainedTokenizerFast, family: str, layer: int
 ) -> None:
     model = tiny_model(family)
+    assert block_name(model, layer) == f"{BLOCKS[family]}.{layer}"
     rng = random.Random(0)
     rows = [([BOS, 5], [*rng.choices(range(4, 59), k=3 + 4 * i), *([EOS] if i % 2 else [])]) for i in range(6)]
     path = f"{BLOCKS[family]}.{layer}"
@@ -172,10 +174,11 @@ def test_every_family_gives_the_states_of_a_plain_forward(
     assert distance.topk(2, largest=False).values[:, 1].min() > 1e-2 * want.norm(dim=-1).mean()
 
 
-def test_a_stream_taken_up_again_goes_on_with_the_same_batches(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("reuse", [1, 3])
+def test_a_stream_taken_up_again_goes_on_with_the_same_batches(loaded: LoadedModel, reuse: int) -> None:
     def fresh() -> ActivationStream:
         return activation_batches(
-            loaded, ROWS, LAYER, batch_size=16, buffer_size=96, seed=3, epochs=2, read_batch_size=2
+            loaded, ROWS, LAYER, batch_size=16, buffer_size=96, seed=3, epochs=2, reuse=reuse, read_batch_size=2
         )
 
     whole = list(fresh())
@@ -197,9 +200,21 @@ def test_a_state_does_not_hold_the_rows_again(loaded: LoadedModel) -> None:
     stream = activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=96, epochs=None)
     next(stream)
     state = stream.state_dict()
-    assert set(state) == {"group", "chunk", "held", "ready", "generator"}
+    assert set(state) == {"group", "chunk", "held", "pool", "order", "passes", "generator"}
     # What is left of the buffer, and no more.
-    assert 96 - 16 <= len(state["held"]) + len(state["ready"]) <= 96 + 32 * 14
+    assert 96 <= len(state["held"]) + len(state["pool"]) <= 96 + 32 * 14
+
+
+def test_reuse_hands_each_half_buffer_out_again_in_another_order(loaded: LoadedModel) -> None:
+    def stream(reuse: int) -> list[Tensor]:
+        return list(activation_batches(loaded, ROWS, LAYER, batch_size=16, buffer_size=400, reuse=reuse))
+
+    once, thrice = torch.cat(stream(1)), torch.cat(stream(3))
+    assert len(thrice) == 3 * len(once) < 3 * 400
+    for start in (0, len(once), 2 * len(once)):
+        again = thrice[start : start + len(once)]
+        assert torch.equal(in_order(again), in_order(once))
+        assert torch.equal(again, once) == (start == 0)
 
 
 def test_first_tokens(loaded: LoadedModel) -> None:

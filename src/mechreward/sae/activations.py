@@ -35,13 +35,14 @@ class ActivationStream:
         buffer_size: int,
         seed: int,
         epochs: int | None,
+        reuse: int,
     ) -> None:
         self.batch_size = batch_size
-        self._read, self._rows, self._seed, self._epochs = read, rows, seed, epochs
+        self._read, self._rows, self._seed, self._epochs, self._reuse = read, rows, seed, epochs, reuse
         self._buffer_size = buffer_size
         self._generator = torch.Generator().manual_seed(seed)
         self._held: list[Tensor] = []
-        self._ready = torch.empty(0, 0)
+        self._pool_ND, self._order, self._passes = torch.empty(0, 0), torch.empty(0, dtype=torch.long), 0
         self._group, self._chunk = 0, 0
         self._chunks = _some(self._walk(), len(rows))
 
@@ -49,9 +50,13 @@ class ActivationStream:
         return self
 
     def __next__(self) -> Tensor:
-        while not len(self._ready):
-            self._fill()
-        batch_BD, self._ready = self._ready[: self.batch_size], self._ready[self.batch_size :]
+        while not len(self._order):
+            if self._passes:
+                self._order = torch.randperm(len(self._pool_ND), generator=self._generator)
+                self._passes -= 1
+            else:
+                self._fill()
+        batch_BD, self._order = self._pool_ND[self._order[: self.batch_size]], self._order[self.batch_size :]
         return batch_BD
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +65,9 @@ class ActivationStream:
             "group": self._group,
             "chunk": self._chunk,
             "held": torch.cat(self._held) if self._held else torch.empty(0, 0),
-            "ready": self._ready.clone(),
+            "pool": self._pool_ND.clone(),
+            "order": self._order.clone(),
+            "passes": self._passes,
             "generator": self._generator.get_state(),
         }
 
@@ -68,7 +75,7 @@ class ActivationStream:
         """Goes on where the stream that gave this state was; the model reads at most half a buffer again."""
         self._group, self._chunk = state["group"], state["chunk"]
         self._held = [state["held"]] if len(state["held"]) else []
-        self._ready = state["ready"]
+        self._pool_ND, self._order, self._passes = state["pool"], state["order"], state["passes"]
         self._generator.set_state(state["generator"])
         self._chunks = self._walk()
 
@@ -77,15 +84,18 @@ class ActivationStream:
         for chunk_ND in self._chunks:
             self._held.append(chunk_ND)
             if sum(map(len, self._held)) >= self._buffer_size:
-                break
-        else:
-            if not self._held:
-                raise StopIteration
-            self._ready, self._held = self._shuffled(), []
-            return
-        pool_ND = self._shuffled()
-        cut = len(pool_ND) // 2 // self.batch_size * self.batch_size
-        self._ready, self._held = pool_ND[:cut], [pool_ND[cut:].clone()]
+                mixed_ND = self._shuffled()
+                cut = len(mixed_ND) // 2 // self.batch_size * self.batch_size
+                self._serve(mixed_ND[:cut].clone())
+                self._held = [mixed_ND[cut:].clone()]
+                return
+        if not self._held:
+            raise StopIteration
+        self._serve(self._shuffled())
+        self._held = []
+
+    def _serve(self, pool_ND: Tensor) -> None:
+        self._pool_ND, self._order, self._passes = pool_ND, torch.arange(len(pool_ND)), self._reuse - 1
 
     def _shuffled(self) -> Tensor:
         pool_ND = torch.cat(self._held)
@@ -111,6 +121,7 @@ def activation_batches(
     buffer_size: int = 65536,
     seed: int = 0,
     epochs: int | None = 1,
+    reuse: int = 1,
     include_prompt: bool = False,
     exclude_ids: Collection[int] | None = None,
     outlier_factor: float = 10.0,
@@ -125,6 +136,8 @@ def activation_batches(
         buffer_size: tokens held in memory and shuffled together; at least two batches.
         seed: of the order of rows and tokens.
         epochs: passes over the rows, each in a new order; None goes on for ever.
+        reuse: times each state is handed out, in a new order each time, before the next half buffer is read. Reading
+            costs more than training on a small SAE, and half a buffer holds many more states than a batch.
         include_prompt: read the prompt's tokens too, all but its first.
         exclude_ids: token ids never read; by default all special tokens except EOS.
         outlier_factor: a token is left out if its norm exceeds this many times the median norm.
@@ -141,6 +154,8 @@ def activation_batches(
         raise InputError(f"epochs: {epochs} is not at least 1 (or None, for ever)")
     if include_prompt:
         rows = [(prompt[:1], [*prompt[1:], *completion]) for prompt, completion in rows]
+    if reuse < 1:
+        raise InputError(f"reuse: {reuse} is not at least 1")
     excluded = torch.tensor(sorted(special_ids(loaded.tokenizer) if exclude_ids is None else exclude_ids))
 
     def read(group: Sequence[Row]) -> Iterator[Tensor]:
@@ -150,7 +165,7 @@ def activation_batches(
             keep_BT = keep_BT & ~_listed([completions[row] for row in batch.rows], excluded, keep_BT)
             yield batch.h_BTD[keep_BT].float().cpu()
 
-    return ActivationStream(read, rows, batch_size, buffer_size, seed, epochs)
+    return ActivationStream(read, rows, batch_size, buffer_size, seed, epochs, reuse)
 
 
 def first_tokens(stream: Iterator[Tensor], n: int | None = None) -> Tensor:

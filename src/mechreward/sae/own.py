@@ -13,8 +13,8 @@ from mechreward.sae.rows import Row, set_aside
 from mechreward.sae.sae import SAEMeta
 from mechreward.sae.training import TrainedSAE, Watch, train_sae
 
-BUFFER_BATCHES = 16
-"""Least batches that are shuffled together."""
+BUFFER_TOKENS = 65536
+"""Tokens shuffled together, where one pass over the rows has as many."""
 
 
 def own_shape(loaded: LoadedModel, *, expansion: int, k: int, **options: Any) -> SAEShape:
@@ -38,6 +38,7 @@ def train_own_sae(
     held_out: Sequence[Row] | None = None,
     n_held_out: int | None = None,
     include_prompt: bool = True,
+    reuse: int = 1,
     outlier_factor: float = 10.0,
     batch_size: int = 512,
     lr: float | None = None,
@@ -54,7 +55,7 @@ def train_own_sae(
         n_tokens: tokens to train on; see `train_sae` for the options that are not named here.
         held_out: rows that are only measured on. Without it one in 20 of `rows` (at least 20) is.
         n_held_out: measure on at most so many tokens of them.
-        include_prompt, outlier_factor: see `activation_batches`.
+        include_prompt, reuse, outlier_factor: see `activation_batches`.
 
     Raises:
         InputError: too few rows, or as `train_sae`.
@@ -62,27 +63,28 @@ def train_own_sae(
     if held_out is None:
         rows, held_out = set_aside([[row] for row in rows])
 
-    def stream(rows: Sequence[Row], epochs: int | None) -> ActivationStream:
+    def stream(rows: Sequence[Row], epochs: int | None, reuse: int) -> ActivationStream:
         return activation_batches(
             loaded,
             rows,
             meta.layer,
             batch_size=batch_size,
-            buffer_size=max(65536, BUFFER_BATCHES * batch_size),
+            buffer_size=max(2 * batch_size, min(BUFFER_TOKENS, sum(len(completion) for _, completion in rows))),
             seed=seed,
             epochs=epochs,
+            reuse=reuse,
             include_prompt=include_prompt,
             outlier_factor=outlier_factor,
         )
 
     return train_sae(
-        stream(rows, None),
+        stream(rows, None, reuse),
         shape,
         n_tokens=n_tokens,
         meta=meta,
         lr=lr,
         batch_size=batch_size,
-        held_out=first_tokens(stream(held_out, 1), n_held_out),
+        held_out=first_tokens(stream(held_out, 1, 1), n_held_out),
         seed=seed,
         device=device,
         watch=watch,

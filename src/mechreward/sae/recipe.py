@@ -80,6 +80,9 @@ class SAERecipe(Settings):
 
     tokens: Count = 2_000_000
     """Tokens to train on, in as many passes over the rows as it takes."""
+    reuse: Count = 1
+    """Times each token's state is trained on before the model reads on: more is quicker where reading is the slow
+    part; 2,000,000 tokens at 4 are 500,000 read."""
     batch_size: Count = 4096
     """Tokens a step."""
     lr: Positive | None = None

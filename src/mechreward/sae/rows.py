@@ -42,7 +42,7 @@ def text_documents(
 def question_documents(
     loaded: LoadedModel, questions: Sequence[Question], *, max_tokens: int | None = None, chat: bool = False
 ) -> list[Document]:
-    """One document a question: its prompt and, where there is one, its worked solution on the next line.
+    """One document a question: its prompt and, where there is one, its worked solution after a space.
 
     With `chat` both go through the chat template, as the user's and the assistant's turn.
 
@@ -51,7 +51,7 @@ def question_documents(
     """
     tokenizer = loaded.tokenizer
     if not chat:
-        texts = [f"{q.prompt}\n{q.solution}" if q.solution else q.prompt for q in questions]
+        texts = [f"{q.prompt} {q.solution}" if q.solution else q.prompt for q in questions]
         return text_documents(tokenizer, texts, max_tokens)
     if tokenizer.chat_template is None:
         raise InputError(f"chat: the tokenizer of {loaded.name} has no chat template; train without chat")

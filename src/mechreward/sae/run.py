@@ -88,6 +88,7 @@ def run_recipe(recipe: SAERecipe, teller: Teller | None = None) -> TrainedSAE:
         held_out=held_out,
         n_held_out=recipe.held_out_tokens,
         include_prompt=False,
+        reuse=recipe.reuse,
         outlier_factor=recipe.outlier_factor,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
