@@ -81,16 +81,25 @@ def capture_blocks(model: nn.Module, layers: Sequence[int], stop: bool = True) -
 
 
 def iter_blocks(
-    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int = 32
+    model: nn.Module,
+    prompt_ids: Ids,
+    completion_ids: Ids,
+    layers: Sequence[int],
+    batch_size: int = 32,
+    stop: bool = True,
 ) -> Iterator[BlocksBatch]:
     """As `iter_residuals`, but after each of several blocks, all from one forward a batch.
+
+    Args:
+        stop: end each forward after the last block that is read. Off for a model whose weights are sharded (FSDP,
+            ZeRO-3): what follows a block there also gathers and frees weights, on all processes together.
 
     Raises:
         InputError: as `iter_residuals`, and if no layer is named.
     """
     _check_rows(model, prompt_ids, completion_ids, batch_size)
     _check_layers(model, layers)
-    return _stream(model, prompt_ids, completion_ids, layers, batch_size)
+    return _stream(model, prompt_ids, completion_ids, layers, batch_size, stop)
 
 
 def iter_residuals(
@@ -152,24 +161,24 @@ def norm_outliers(
 
 
 def _stream(
-    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int
+    model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int, stop: bool
 ) -> Iterator[BlocksBatch]:
     by_length = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
         prompts, completions = [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows]
-        batch = _read_batch(model, rows, prompts, completions, layers)
+        batch = _read_batch(model, rows, prompts, completions, layers, stop)
         for layer, h_BTD in batch.h_BTD.items():
             _check_finite(h_BTD, rows, layer)
         yield batch
 
 
 def _read_batch(
-    model: nn.Module, rows: list[int], prompts: Ids, completions: Ids, layers: Sequence[int]
+    model: nn.Module, rows: list[int], prompts: Ids, completions: Ids, layers: Sequence[int], stop: bool
 ) -> BlocksBatch:
     inner = unwrap(model)
     ids_BS, seen_BS = _pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], inner.device)
-    with eval_mode(inner), capture_blocks(inner, layers) as states:
+    with eval_mode(inner), capture_blocks(inner, layers, stop) as states:
         inner(input_ids=ids_BS, attention_mask=seen_BS.long(), use_cache=False)
     start_B1 = torch.tensor([len(prompt) for prompt in prompts], device=inner.device)[:, None]
     length_B1 = torch.tensor([len(completion) for completion in completions], device=inner.device)[:, None]

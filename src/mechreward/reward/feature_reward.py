@@ -22,13 +22,16 @@ from transformers import PreTrainedTokenizerBase
 
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref
-from mechreward.models import check_layer, d_model, iter_residuals, load_model, norm_outliers
+from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import check_aggregation, pool
 from mechreward.reward.batch import Text, check_lengths
 from mechreward.sae import SAE
 from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
+
+TokenRewards = tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]
+"""r_BT in float32, and which tokens have one."""
 
 
 class FeatureReward:
@@ -194,33 +197,31 @@ def read_tokens(
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     batch_size: int = 32,
-) -> list[tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]]:
-    """Token rewards of each FeatureReward: one truncated forward over prompt + completion ids a distinct layer.
+    stop: bool = True,
+) -> list[TokenRewards]:
+    """Token rewards of several FeatureRewards, all from one truncated forward over prompt + completion ids.
+
+    Args:
+        rewards: on any layers.
+        stop: as in `models.iter_blocks`.
 
     Returns:
-        For each reward (r_BT float32, readable_BT) on the CPU, in row order, completions right-padded to the longest;
-        a row with no completion ids is all masked.
+        For each reward its values and mask on the CPU, in row order, completions right-padded to the longest; a row
+        with no completion ids is all masked.
     """
     filled = [row for row, ids in enumerate(completion_ids) if len(ids)]
     shape = (len(completion_ids), max(map(len, completion_ids), default=0))
     results = [(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)) for _ in rewards]
-    for layer in sorted({reward.layer for reward in rewards}):
-        if not filled:
-            break
-        batches = iter_residuals(
-            model,
-            [list(prompt_ids[row]) for row in filled],
-            [list(completion_ids[row]) for row in filled],
-            layer,
-            batch_size,
-        )
-        for batch in batches:
-            rows = torch.tensor([filled[row] for row in batch.rows])
-            for reward, (reward_BT, readable_BT) in zip(rewards, results, strict=True):
-                if reward.layer == layer:
-                    width = batch.mask_BT.shape[1]
-                    reward_BT[rows, :width] = reward.compute_per_token(batch.h_BTD, batch.mask_BT).cpu()
-                    readable_BT[rows, :width] = reward.readable(batch.h_BTD, batch.mask_BT).cpu()
+    if not filled:
+        return results
+    prompts, completions = ([list(ids[row]) for row in filled] for ids in (prompt_ids, completion_ids))
+    layers = [reward.layer for reward in rewards]
+    for batch in iter_blocks(model, prompts, completions, layers, batch_size, stop):
+        rows = torch.tensor([filled[row] for row in batch.rows])
+        for reward, (reward_BT, readable_BT) in zip(rewards, results, strict=True):
+            h_BTD, width = batch.h_BTD[reward.layer], batch.mask_BT.shape[1]
+            reward_BT[rows, :width] = reward.compute_per_token(h_BTD, batch.mask_BT).cpu()
+            readable_BT[rows, :width] = reward.readable(h_BTD, batch.mask_BT).cpu()
     return results
 
 
