@@ -154,3 +154,106 @@ def test_report_of_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, _, error = run(capsys, "report", str(tmp_path))
     assert code == 2
     assert str(tmp_path) in error
+
+
+def sae_at(tmp_path: Path, layer: int) -> str:
+    """The bundled SAE, as a file that says it reads another block."""
+    from dataclasses import replace
+
+    from mechreward.sae import load_sae, save_sae
+    from mechreward.tiny import SAE_FOLDER
+
+    sae = load_sae(SAE_FOLDER)
+    save_sae(replace(sae, meta=replace(sae.meta, layer=layer, hook_name=f"model.layers.{layer}")), tmp_path / "moved")
+    return str(tmp_path / "moved")
+
+
+def test_sae_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from mechreward.tiny import SAE_FOLDER
+
+    ask = ("--questions", "tiny:easy", "--limit", "6", "--max-new-tokens", "48")
+    code, said, _ = run(capsys, "sae", "check", str(SAE_FOLDER), *ask)
+    assert (code, "no finding" in said, "finding likely" in said) == (0, True, False)
+    moved = sae_at(tmp_path, 4)
+    code, said, _ = run(capsys, "sae", "check", moved, *ask)
+    assert code == 1
+    assert "finding likely a wrong layer: " in said and "on block 2 than on block 4" in said
+    # The configuration file names the SAE; the flag --json leaves nothing but JSON.
+    (tmp_path / "c.yaml").write_text(f"sae: {moved}\nquestions: tiny:easy\nlimit: 6\nmax_new_tokens: 48\n")
+    code, said, _ = run(capsys, "sae", "check", "--config", str(tmp_path / "c.yaml"), "--json")
+    record = json.loads(said)
+    assert code == 1 and record["layer"] == 4 and record["findings"][0].startswith("likely a wrong layer: ")
+    assert min(record["fvu_by_layer"], key=record["fvu_by_layer"].get) == "2"
+
+
+def test_sae_check_on_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from mechreward.tiny import SAE_FOLDER
+
+    (tmp_path / "t.txt").write_text("\n\n".join(row["question"] for row in GOOD))
+    code, said, _ = run(capsys, "sae", "check", str(SAE_FOLDER), "--text", str(tmp_path / "t.txt"), "--json")
+    # 6 texts of 13 tokens behind BOS, which is not read.
+    assert code == 0 and json.loads(said)["n_tokens"] == 78
+
+
+def test_sae_check_of_an_sae_of_another_width(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+
+    from mechreward.sae import SAE, SAEMeta, save_sae
+
+    weights = (torch.ones(7, 3), torch.zeros(3), torch.ones(3, 7), torch.zeros(7))
+    save_sae(SAE("relu", *weights, SAEMeta("other", "", 1, "other", "model.layers.1")), tmp_path / "sae")
+    code, _, error = run(capsys, "sae", "check", str(tmp_path / "sae"), "--questions", "tiny:easy", "--limit", "2")
+    assert code == 2
+    assert "sae: it reads residuals of width 7, but" in error and "has width 128" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("check", "none"), "questions: give either --questions or --text"),
+        (("check", "--questions", "tiny:easy"), "sae"),
+        (("check", "/none", "--questions", "tiny:easy"), "/none"),
+        (("layers",), "questions: give either --questions"),
+        (("layers", "--questions", "tiny:easy", "--responses", "x.parquet"), "questions: give either --questions"),
+        (("layers", "--responses", "none.parquet"), "responses: there is no file none.parquet"),
+        (
+            ("layers", "--questions", "tiny:easy", "--layers", "1", "7"),
+            "layer: 7 is out of range; the model has blocks",
+        ),
+        (("layers", "--questions", "tiny:easy", "--limit", "9"), "questions: 9 are too few; a layer sweep needs 10"),
+        (("layers", "--questions", "tiny:easy", "--samples", "1"), "samples: 1 is not allowed"),
+        (("layers", "--questions", "tiny:easy", "--verifier", "vibes"), "allowed are gsm8k_exact_match"),
+        (("layers", "--questions", "tiny:easy", "--out", "/dev/null/x/y.json"), "out: cannot write to the folder"),
+    ],
+)
+def test_bad_flags_of_sae(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str) -> None:
+    code, _, error = run(capsys, "sae", *arguments)
+    assert code == 2
+    assert sentence in error
+
+
+def test_sae_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from mechreward.models import load_model
+    from mechreward.rollout import sample_responses, save_responses, verify_responses
+    from mechreward.tasks import load_questions
+    from mechreward.tiny import MODEL
+    from mechreward.verifiers import gsm8k_exact_match
+
+    out = tmp_path / "deep" / "layers.json"
+    ask = ("--questions", "tiny:easy", "--limit", "24", "--samples", "5", "--max-new-tokens", "96", "--seed", "3")
+    code, said, _ = run(capsys, "sae", "layers", *ask, "--layers", "2", "0", "--out", str(out))
+    assert code == 0
+    record = json.loads(out.read_text())
+    within = {(p["layer"], p["position"]): p["within"]["value"] for p in record["probes"]}
+    assert within[2, "step end"] > 0.95 > 0.75 > within[0, "step end"]
+    assert record["best"]["layer"] == 2 and record["verdict"] in said.replace("\n", " ")
+    (best,) = [line for line in said.splitlines() if "<- best" in line]
+    assert best.split()[0] == "2" and "mean log-probability" in said and str(out) in said
+    # The same answers from a file.
+    loaded, questions = load_model(str(MODEL)), load_questions("tiny:easy", limit=24, seed=3)
+    responses = sample_responses(loaded, questions, n=5, max_new_tokens=96, seed=3)
+    save_responses(tmp_path / "r.parquet", verify_responses(responses, questions, gsm8k_exact_match))
+    again = ("--responses", str(tmp_path / "r.parquet"), "--seed", "3", "--layers", "0", "2", "--out", str(out))
+    assert run(capsys, "sae", "layers", *again)[0] == 0
+    assert json.loads(out.read_text()) == record

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mechreward.config import ImproveConfig, make_config
 from mechreward.errors import InputError
 from mechreward.files import read_json
 from mechreward.inputs import prepare
-from mechreward.pipeline import improve
+from mechreward.pipeline import get_sae, improve, sample, silent
 from mechreward.rundir import stage_seed
 from mechreward.tasks import load_split
 
@@ -211,6 +213,27 @@ def test_bundled_sae_and_own_sae() -> None:
     assert prepare(make_config(**QUICK)).sae is not None
     assert prepare(make_config(**QUICK | {"layer": 1})).sae is None
     assert prepare(make_config(**QUICK | {"layer": 1})).layer == 1
+
+
+def test_a_given_sae_is_checked_on_the_known_responses(tmp_path: Path) -> None:
+    """Healthy: recorded without a word. Said to read another block: recorded, and warned of, once."""
+    inputs = prepare(make_config(**QUICK | {"limit": 10, "max_new_tokens": 40, "samples": 2}))
+    responses = sample(inputs, tmp_path, "known", silent)
+    sae = inputs.sae
+    assert sae is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert get_sae(inputs, tmp_path, responses, silent) is sae
+    healthy = read_json(tmp_path / "sae.json")
+    assert (healthy["findings"], healthy["layer"], list(healthy["fvu_by_layer"])) == ([], 2, ["2"])
+    moved = replace(sae, meta=replace(sae.meta, layer=4))
+    with pytest.warns(UserWarning, match="^sae: likely a wrong layer: .* on block 2 than on block 4"):
+        get_sae(replace(inputs, sae=moved), tmp_path / "moved", responses, silent)
+    wrong = read_json(tmp_path / "moved" / "sae.json")
+    assert wrong["layer"] == 4 and len(wrong["findings"]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_sae(replace(inputs, sae=moved), tmp_path / "moved", responses, silent)
 
 
 def test_stage_seeds_differ_and_depend_on_the_seed() -> None:

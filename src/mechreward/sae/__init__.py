@@ -11,6 +11,7 @@ from mechreward.sae.check import SAECheck, check_sae
 from mechreward.sae.checkpoint import Checkpoint
 from mechreward.sae.io import from_sae_lens, save_sae
 from mechreward.sae.loading import load_sae, load_topk_sae
+from mechreward.sae.on_model import check_on_model
 from mechreward.sae.own import own_meta, own_shape, train_own_sae
 from mechreward.sae.rows import text_documents
 from mechreward.sae.sae import SAE, SAEMeta
@@ -32,6 +33,7 @@ __all__ = [
     "Watch",
     "activation_batches",
     "cache_dir",
+    "check_on_model",
     "check_sae",
     "from_sae_lens",
     "load_sae",

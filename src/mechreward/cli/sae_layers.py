@@ -1,0 +1,92 @@
+"""`mechreward sae layers`: which block tells right from wrong answers to the same question?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError
+from mechreward.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from mechreward.cli.sae_settings import LayersSettings
+    from mechreward.gates import Interval, LayerSweep
+    from mechreward.models import LoadedModel
+    from mechreward.rollout import Response
+
+
+def layers(arguments: list[str], prog: str) -> int:
+    """Scores a probe of every block on held-out questions, beside what needs no look inside."""
+    quiet()
+    from mechreward.cli.sae_settings import LayersSettings
+    from mechreward.gates import sweep_layers
+    from mechreward.models import check_layer, load_model
+    from mechreward.tiny import model_path
+
+    settings = parse_settings(LayersSettings, arguments, prog)
+    if (settings.questions is None) == (settings.responses is None):
+        raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
+    if settings.out is not None:
+        make_folder(settings.out.parent)
+    loaded = load_model(
+        model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
+    )
+    for layer in settings.layers:
+        check_layer(loaded.model, layer)
+    responses = _responses(settings, loaded)
+    with RichProgress().stage(f"read and probe {len(responses)} responses"):
+        sweep = sweep_layers(loaded, responses, settings.layers or None, seed=settings.seed)
+    _show(sweep)
+    if settings.out is not None:
+        write_json(settings.out, sweep.to_dict())
+        console.print(f"numbers: [bold]{settings.out}[/]", soft_wrap=True)
+    return 0
+
+
+def _responses(settings: LayersSettings, loaded: LoadedModel) -> list[Response]:
+    """The responses of the file, or new ones; verified."""
+    from mechreward.cli.sae_settings import answered, asked
+    from mechreward.gates.layers import MIN_MIXED
+    from mechreward.inputs import lenient
+    from mechreward.rollout import load_responses, verify_responses
+    from mechreward.verifiers import get_verifier
+
+    if settings.responses is not None:
+        return load_responses(settings.responses)
+    assert settings.questions is not None
+    verifier = get_verifier(settings.verifier)
+    questions = asked(settings, settings.questions, settings.limit)
+    if len(questions) < MIN_MIXED:
+        raise InputError(f"questions: {len(questions)} are too few; a layer sweep needs {MIN_MIXED} with mixed answers")
+    total = len(questions) * settings.samples
+    with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
+        responses = answered(settings, loaded, questions, settings.samples, advance)
+    return verify_responses(responses, questions, lenient(verifier) if settings.strictness == "lenient" else verifier)
+
+
+def _show(sweep: LayerSweep) -> None:
+    from mechreward.gates.layers import POSITIONS
+
+    console.print(
+        f"AUROC within questions, 95 % interval: {sweep.n_responses} answers to {sweep.n_mixed} questions with right "
+        f"and wrong ones (of {sweep.n_questions})",
+        soft_wrap=True,
+    )
+    table = Table("block", *POSITIONS, "", box=None)
+    for layer in dict.fromkeys(probe.layer for probe in sweep.probes):
+        cells = [_cell(probe.within) for probe in sweep.probes if probe.layer == layer]
+        mark = "[bold]<- best[/]" if layer == sweep.best.layer else "~ overlaps" if layer in sweep.alike else ""
+        table.add_row(str(layer), *cells, mark)
+    console.print(table)
+    baselines = Table("baseline", "", box=None)
+    for row in sweep.baselines:
+        baselines.add_row(row.name, _cell(row.within))
+    console.print(baselines)
+    console.print(sweep.verdict, soft_wrap=True)
+
+
+def _cell(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.2f}-{interval.high:.2f})"
