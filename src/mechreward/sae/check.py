@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.models import norm_outliers
-from mechreward.sae.sae import SAE, InputNorm
+from mechreward.sae.kinds import InputNorm
+from mechreward.sae.sae import SAE
 
 HEALTHY, BROKEN, GAIN = 0.05, 0.5, 2.0
 SCALES = [2.0**power for power in range(-10, 11) if power]

@@ -21,7 +21,8 @@ from mechreward.files import atomic_path, write_json
 from mechreward.sae.formats import layer_of_hook
 from mechreward.sae.formats.files import read_safetensors
 from mechreward.sae.formats.sae_lens import CONFIG, WEIGHTS
-from mechreward.sae.sae import SAE, Architecture, InputNorm, SAEMeta
+from mechreward.sae.kinds import Architecture, InputNorm
+from mechreward.sae.sae import SAE, SAEMeta
 
 SPARSITY = "sparsity.safetensors"
 ARCHITECTURES: dict[str, Architecture] = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu", "gated": "gated"}
