@@ -44,13 +44,17 @@ def make(architecture: str, x_ND: Tensor, W_FD: Tensor, k: int = 7) -> SAE:
     options: dict[str, object] = {}
     if architecture == "topk":
         options["k"] = k
-    if architecture == "relu":
+    if architecture == "relu" or k >= F - 1:
         bias = -z_F
     if architecture == "jumprelu":
         options["threshold_F"] = z_F + bias
+        # A negative threshold never lets a negative value through: there the boundary is zero.
+        bias[::2], options["threshold_F"][::2] = -z_F[::2], -1.0  # type: ignore[index]
     if architecture == "gated":
-        options |= {"b_gate_F": -z_F, "r_mag_F": torch.randn(F) / 3}
-        bias[::2] = -z_F[::2] * options["r_mag_F"].exp()[::2]  # type: ignore[attr-defined]
+        r_mag, b_gate = torch.randn(F) / 3, -z_F.clone()
+        # Every other feature is at the boundary of its magnitude, with its gate open.
+        bias[::2], b_gate[::2] = -z_F[::2] * r_mag.exp()[::2], 1 - z_F[::2]
+        options |= {"b_gate_F": b_gate, "r_mag_F": r_mag}
     return SAE(architecture, W_FD.T, bias, W_FD.clone(), torch.zeros(D), META, **options)  # type: ignore[arg-type]
 
 
