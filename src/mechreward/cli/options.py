@@ -24,7 +24,9 @@ def parse_settings(
         InputError: naming the first bad field, its value and what is allowed.
     """
     options = _options_type(kind)
-    start = options(**(preset or {}) | _config_file(kind, arguments))
+    given = (preset or {}) | _config_file(kind, arguments)
+    # YAML has lists only, our records tuples only; tyro would warn of the difference.
+    start = options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     parsed = tyro.cli(options, default=start, args=arguments, prog=prog, description=kind.__doc__)
     return make_settings(kind, {name: getattr(parsed, name) for name in kind.model_fields})
 

@@ -1,0 +1,47 @@
+"""A run directory is opened once, and taken up again only with the same settings and inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mechreward.errors import InputError
+from mechreward.files import read_json
+from mechreward.rundir import make_manifest, open_run, stage_seed
+
+SETTINGS = {"a": 1, "b": ["x"]}
+
+
+def manifest(value: str = "1") -> dict[str, object]:
+    return make_manifest(seed=3, device="cpu", packages=("torch",), hashes={"rows": value})
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == SETTINGS
+    stored = read_json(folder / "manifest.json")
+    assert (stored["seed"], stored["device"], stored["hashes"], set(stored["versions"])) == (
+        3, "cpu", {"rows": "1"}, {"torch"},
+    )  # fmt: skip
+    assert open_run(folder, SETTINGS, manifest(), resume=True) == folder
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    with pytest.raises(InputError, match="out: .* holds a run already; give --resume"):
+        open_run(folder, SETTINGS, manifest(), resume=False)
+    with pytest.raises(InputError, match=r"a: 2 is not what the run in .* was started with \(1\)"):
+        open_run(folder, {**SETTINGS, "a": 2}, manifest(), resume=True)
+    with pytest.raises(InputError, match="resume: the rows are not those"):
+        open_run(folder, SETTINGS, manifest("2"), resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(InputError, match="out: .* is not empty and holds no run"):
+        open_run(tmp_path / "full", SETTINGS, manifest(), resume=True)
+
+
+def test_a_seed_for_each_stage() -> None:
+    assert len({stage_seed(seed, stage) for seed in (0, 1) for stage in ("sae", "answers")}) == 4
+    assert stage_seed(0, "sae") == stage_seed(0, "sae")
