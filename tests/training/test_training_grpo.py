@@ -3,105 +3,43 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-import trl
-from datasets import Dataset
 from peft import LoraConfig
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from mechreward.errors import InputError
 from mechreward.integrations.trl_grpo import MechRewardGRPOTrainer as AtTheSeedsPath
 from mechreward.reward import CompositeReward, FeatureReward, OutcomeReward
-from mechreward.sae import SAE, SAEMeta
-from mechreward.training import DenseConfig, MechRewardGRPOTrainer, grpo
+from mechreward.sae import SAE
+from mechreward.training import DenseConfig, MechRewardGRPOTrainer
 
 LAYER, GROUP = 1, 4
 PROMPTS = ["12+3=", "a", "what is 7?", "xy"]
 WEIGHTS = {3: 1.0, 7: -0.5, 11: 2.0, 40: 1.0, 60: -1.5}
 
 
-@pytest.fixture(scope="module")
-def sae() -> SAE:
-    encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
-    return SAE(
-        architecture="topk",
-        W_enc_DF=encoder,
-        b_enc_F=torch.zeros(64),
-        W_dec_FD=encoder.T.clone(),
-        b_dec_D=torch.zeros(32),
-        meta=SAEMeta(release="r", sae_id="i", layer=LAYER, model_name="", hook_name="h"),
-        k=32,
-    )
-
-
-@pytest.fixture
-def model(tiny_llama):
-    model = copy.deepcopy(tiny_llama)
-    model.generation_config.eos_token_id = [1, *range(40, 50)]  # so that some rows end early
-    return model
-
-
 def even_tokens(completion_ids, **_) -> list[float]:
     return [sum(1.0 for token in ids if token % 2 == 0) / len(ids) for ids in completion_ids]
-
-
-class Spy(MechRewardGRPOTrainer):
-    """Keeps what the trainer made, before TRL shuffles it."""
-
-    def _generate_and_score_completions(self, inputs):
-        self.seen = super()._generate_and_score_completions(inputs)
-        return self.seen
-
-
-def make(cls, folder, model, rewards, tokenizer, *, peft_config=None, config=None, **named):
-    options = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_generations": GROUP,
-        "max_completion_length": 7,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        **(config or {}),
-    }
-    return cls(
-        model=model,
-        reward_funcs=rewards,
-        args=GRPOConfig(output_dir=str(folder), **options),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "question_id": ["a", "b", "c", "d"]}),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        **named,
-    )
-
-
-def score(trainer) -> dict:
-    """One generation, as the first training step would make it."""
-    trainer.model.train()
-    batch = [{"prompt": prompt, "question_id": prompt} for prompt in PROMPTS[:2] for _ in range(GROUP)]
-    return trainer._generate_and_score_completions(batch)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_broadcast_advantages_train_bit_for_bit_like_stock_trl(loss_type, tmp_path, model, sae, char_tokenizer) -> None:
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_broadcast_advantages_train_bit_for_bit_like_stock_trl(
+    loss_type, tmp_path, model, sae, char_tokenizer, make
+) -> None:
     start, config = weights_of(model), {"loss_type": loss_type}
     flat = FeatureReward({3: 0.0}, sae)  # always 0: the dense part vanishes, the shape [B, T] stays
-    stock = make(GRPOTrainer, tmp_path, copy.deepcopy(model), even_tokens, char_tokenizer, config=config)
+    stock = make(tmp_path, copy.deepcopy(model), even_tokens, char_tokenizer, config=config, stock=True)
     stock.train()
-    ours = make(Spy, tmp_path, copy.deepcopy(model), [flat, even_tokens], char_tokenizer, config=config)
+    ours = make(tmp_path, copy.deepcopy(model), [flat, even_tokens], char_tokenizer, config=config)
     ours.train()
     assert ours.seen["advantages"].shape == ours.seen["completion_ids"].shape
     assert ours.seen["advantages"].count_nonzero() > 0
@@ -112,9 +50,9 @@ def test_broadcast_advantages_train_bit_for_bit_like_stock_trl(loss_type, tmp_pa
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 def test_a_one_hot_advantage_gives_exactly_that_tokens_gradient(
-    loss_type, tmp_path, model, sae, char_tokenizer
+    loss_type, tmp_path, model, sae, char_tokenizer, make, score
 ) -> None:
-    trainer = make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae)], char_tokenizer, config={"loss_type": loss_type})
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae)], char_tokenizer, config={"loss_type": loss_type})
     out = score(trainer)
     row = int(out["completion_mask"].sum(1).argmax())
     token = 1
@@ -173,7 +111,7 @@ def naive_dense(rewards: list[list[float]], outcome: list[float], share: float) 
 
 @pytest.mark.parametrize("tools", [False, True])
 def test_advantages_against_an_independent_forward_and_naive_loops(
-    tools, tmp_path, model, sae, char_tokenizer, monkeypatch
+    tools, tmp_path, model, sae, char_tokenizer, monkeypatch, make, score
 ) -> None:
     kept, original = {}, GRPOTrainer._generate_and_score_completions
 
@@ -188,7 +126,6 @@ def test_advantages_against_an_independent_forward_and_naive_loops(
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", stock)
     rollouts = []
     trainer = make(
-        Spy,
         tmp_path,
         model,
         [FeatureReward(WEIGHTS, sae), even_tokens],
@@ -227,9 +164,9 @@ def test_advantages_against_an_independent_forward_and_naive_loops(
     assert rollouts[0].outcomes[0] == pytest.approx(even_tokens([out["completion_ids"][0, : lengths[0]].tolist()])[0])
 
 
-def test_rows_masked_as_truncated_are_left_alone(tmp_path, model, sae, char_tokenizer) -> None:
+def test_rows_masked_as_truncated_are_left_alone(tmp_path, model, sae, char_tokenizer, make, score) -> None:
     config = {"mask_truncated_completions": True}
-    trainer = make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config)
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config)
     out = score(trainer)
     empty = out["completion_mask"].sum(1) == 0
     assert empty.any() and not empty.all()
@@ -238,46 +175,49 @@ def test_rows_masked_as_truncated_are_left_alone(tmp_path, model, sae, char_toke
 
 
 @pytest.mark.parametrize("credit", ["return_to_go", "potential", "step", "trajectory"])
-def test_every_credit_mode_runs_and_differs_from_myopic(credit, tmp_path, model, sae, char_tokenizer) -> None:
+def test_every_credit_mode_runs_and_differs_from_myopic(
+    credit, tmp_path, model, sae, char_tokenizer, make, score
+) -> None:
     rewards = [FeatureReward(WEIGHTS, sae), even_tokens]
     advantages = []
     for mode in ("per_token", credit):
         dense = DenseConfig(weight=0.5, credit=mode, gamma=0.9, step_end="e")
-        trainer = make(Spy, tmp_path, copy.deepcopy(model), rewards, char_tokenizer, dense=dense)
+        trainer = make(tmp_path, copy.deepcopy(model), rewards, char_tokenizer, dense=dense)
         advantages.append(score(trainer)["advantages"])
     assert advantages[0].shape == advantages[1].shape and not torch.allclose(*advantages)
 
 
-def test_step_ends_are_found_by_the_tokens_text(tmp_path, model, sae, char_tokenizer) -> None:
+def test_step_ends_are_found_by_the_tokens_text(tmp_path, model, sae, char_tokenizer, make) -> None:
     dense = DenseConfig(credit="step", step_end="+")
-    trainer = make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae)], char_tokenizer, dense=dense)
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae)], char_tokenizer, dense=dense)
     ids = torch.tensor([char_tokenizer("1+2+", add_special_tokens=False)["input_ids"]])
     assert trainer._step_ends(ids).tolist() == [[False, True, False, True]]
 
 
-def test_dense_alone_trains_through_a_named_placeholder(tmp_path, model, sae, char_tokenizer) -> None:
+def test_dense_alone_trains_through_a_named_placeholder(tmp_path, model, sae, char_tokenizer, make) -> None:
     rollouts, start = [], weights_of(model)
-    trainer = make(Spy, tmp_path, model, FeatureReward(WEIGHTS, sae), char_tokenizer, on_rollouts=rollouts.append)
+    trainer = make(tmp_path, model, FeatureReward(WEIGHTS, sae), char_tokenizer, on_rollouts=rollouts.append)
     assert trainer.reward_func_names == ["no_outcome"] and trainer.dense_share == 0.1
     trainer.train()
     assert rollouts[0].outcomes == [None, None] and [r.step for r in rollouts] == [1, 2]
     assert not all(torch.equal(start[name], value) for name, value in weights_of(model).items())
 
 
-def test_a_composite_becomes_dense_and_scalar(tmp_path, model, sae, char_tokenizer) -> None:
-    composite = CompositeReward([FeatureReward(WEIGHTS, sae, aggregation="per_token"), even_tokens], weights=[0.2, 2.0])
-    trainer = make(Spy, tmp_path, model, composite, char_tokenizer)
+def test_a_composite_becomes_dense_and_scalar(tmp_path, model, sae, char_tokenizer, make) -> None:
+    reward = FeatureReward(WEIGHTS, sae, aggregation="per_token")
+    composite = CompositeReward([reward, even_tokens], weights=[0.2, 2.0])
+    trainer = make(tmp_path, model, composite, char_tokenizer)
     assert trainer.reward_func_names == ["even_tokens"] and trainer.reward_weights.tolist() == [2.0]
     assert trainer.dense_share == pytest.approx(0.1)
     config = {"reward_weights": [0.5, 4.0]}
-    trainer = make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config)
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config)
     assert trainer.reward_weights.tolist() == [4.0] and trainer.dense_share == 0.125
     assert AtTheSeedsPath is MechRewardGRPOTrainer
 
 
-def test_weight_zero_only_watches(tmp_path, model, sae, char_tokenizer) -> None:
+def test_weight_zero_only_watches(tmp_path, model, sae, char_tokenizer, make, score) -> None:
     dense = DenseConfig(weight=0.0)
-    trainer = make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, dense=dense)
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, dense=dense)
     assert score(trainer)["advantages"].dim() == 1
     assert trainer._metrics["train"]["rewards/feature_reward/std"][-1] > 0
 
@@ -286,13 +226,12 @@ LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
-def test_the_frozen_reader_reads_the_starting_model(peft_config, tmp_path, model, sae, char_tokenizer) -> None:
+def test_the_frozen_reader_reads_the_starting_model(peft_config, tmp_path, model, sae, char_tokenizer, make) -> None:
     base, prompt, completion = copy.deepcopy(model), [5, 6, 7], [8, 9, 10, 11]
     expected = token_by_token(base, sae, prompt, completion)
     reads = {}
     for reader in ("frozen", "policy"):
         trainer = make(
-            Spy,
             tmp_path,
             copy.deepcopy(model),
             [FeatureReward(WEIGHTS, sae)],
@@ -320,12 +259,12 @@ def test_the_frozen_reader_reads_the_starting_model(peft_config, tmp_path, model
     assert reads["policy"] != pytest.approx(expected, rel=1e-2, abs=1e-2)
 
 
-def test_plain_grpo_trainer_takes_the_composite(tmp_path, model, sae, char_tokenizer) -> None:
+def test_plain_grpo_trainer_takes_the_composite(tmp_path, model, sae, char_tokenizer, make) -> None:
     reward = FeatureReward(WEIGHTS, sae).bind(copy.deepcopy(model), char_tokenizer)
     right = OutcomeReward(lambda _prompt, completion: len(completion) % 2 == 0)
     composite = CompositeReward([reward, right], weights=[0.1, 1.0])
     start = weights_of(model)
-    trainer = make(GRPOTrainer, tmp_path, model, composite, char_tokenizer, config={"max_steps": 1})
+    trainer = make(tmp_path, model, composite, char_tokenizer, config={"max_steps": 1}, stock=True)
     trainer.train()
     logs = trainer.state.log_history[0]
     parts = logs["composite_reward/feature_reward/mean"], logs["composite_reward/outcome_reward/mean"]
@@ -333,8 +272,10 @@ def test_plain_grpo_trainer_takes_the_composite(tmp_path, model, sae, char_token
     assert parts[0] != 0 and not all(torch.equal(start[name], value) for name, value in weights_of(model).items())
 
 
-def test_no_gate_warns_and_a_model_that_does_not_fit_is_named(tmp_path, model, sae, char_tokenizer, caplog) -> None:
-    make(Spy, tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer)
+def test_no_gate_warns_and_a_model_that_does_not_fit_is_named(
+    tmp_path, model, sae, char_tokenizer, caplog, make
+) -> None:
+    make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer)
     assert sum("carries no passed gate" in record.message for record in caplog.records) == 1
     small = SAE(
         architecture="relu",
@@ -345,36 +286,4 @@ def test_no_gate_warns_and_a_model_that_does_not_fit_is_named(tmp_path, model, s
         meta=sae.meta,
     )
     with pytest.raises(InputError, match="its residual width is 32, but the SAE reads 3"):
-        make(Spy, tmp_path, model, [FeatureReward({0: 1.0}, small)], char_tokenizer)
-
-
-def test_hosts_that_would_train_something_else_are_refused(tmp_path, monkeypatch) -> None:
-    def args(**options) -> GRPOConfig:
-        return GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
-
-    grpo.check_host(args())
-    with pytest.raises(InputError, match="importance_sampling_level: 'sequence'"):
-        grpo.check_host(args(importance_sampling_level="sequence"))
-    one = args()
-    one.num_generations = 1
-    with pytest.raises(InputError, match="num_generations: 1; a group needs at least 2"):
-        grpo.check_host(one)
-    with pytest.raises(InputError, match="num_processes: 2 processes are not yet supported"):
-        MechRewardGRPOTrainer._check_setup(SimpleNamespace(accelerator=SimpleNamespace(num_processes=2)))
-    for version, fine in [
-        ("1.9.0", True),
-        ("1.16.3", True),
-        ("1.8.9", False),
-        ("1.17.0", False),
-        ("1.17.0.dev0", False),
-    ]:
-        monkeypatch.setattr(grpo, "version", lambda _name, version=version: version)
-        if fine:
-            grpo.check_host(None)
-        else:
-            with pytest.raises(InputError, match=f"trl: version {version} is installed"):
-                grpo.check_host(None)
-    monkeypatch.setattr(grpo, "version", lambda _name: "1.16.0")
-    monkeypatch.setattr(trl, "GRPOTrainer", type("UnslothGRPOTrainer", (), {"__module__": "unsloth_compiled_cache"}))
-    with pytest.raises(InputError, match="replaced by unsloth_compiled_cache"):
-        grpo.check_host(None)
+        make(tmp_path, model, [FeatureReward({0: 1.0}, small)], char_tokenizer)

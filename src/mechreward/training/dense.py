@@ -34,7 +34,12 @@ class DenseConfig:
     """Discount of `return_to_go` and `potential`."""
     reader: Literal["policy", "frozen"] = "policy"
     """Which model's residual stream is read: the live policy, or the model as it was before training (LoRA adapters
-    off; for full fine-tuning a copy of the decoder up to the layer read)."""
+    off; else a copy of the decoder up to the layer read)."""
+    tap: bool = True
+    """Score while TRL runs its own scoring pass, where it runs one and reads the same; off, always run a forward."""
+    gap_every: int = 10
+    """Steps between measurements of how far policy and frozen reader are apart, which costs a forward; 0 never
+    measures, and spares the copy of the decoder that full fine-tuning needs for it."""
     step_end: str = "\n"
     """For credit `step`: a token whose text contains this ends a step."""
     sample_rollouts: int = 2
@@ -50,6 +55,8 @@ class DenseConfig:
             raise InputError(f"reader: {self.reader!r} is not one of policy, frozen")
         if self.credit == "step" and not self.step_end:
             raise InputError("step_end: is empty; credit 'step' needs the text that ends a step")
+        if self.gap_every < 0:
+            raise InputError(f"gap_every: {self.gap_every} must be at least 0")
         if self.sample_rollouts < 0 or self.read_batch_size < 1:
             sizes = f"{self.sample_rollouts}, {self.read_batch_size}"
             raise InputError(f"sample_rollouts, read_batch_size: {sizes} must be at least 0 and 1")

@@ -1,13 +1,13 @@
 """GRPO with per-token rewards: `trl.GRPOTrainer` whose advantages are [B, T] instead of [B].
 
-One method of TRL's is overridden, `_generate_and_score_completions`: the only place where prompt ids, completion ids,
-masks and TRL's own advantages meet while rows are still in group order. TRL samples, scores the scalar rewards and
-makes outcome advantages as ever; then one teacher-forced forward, stopped after the reward's layer, reads the residual
-stream of the finished completions, and `reward.credit` makes A_BT = A_outcome[:, None] + A_dense_BT, a shape that TRL's
-loss accepts.
+Two methods of TRL's are overridden. `_generate_and_score_completions` is the only place where prompt ids, completion
+ids, masks and TRL's own advantages meet while rows are still in group order: TRL samples, scores the scalar rewards and
+makes outcome advantages as ever; then `training.reader` gives the token rewards of the finished completions, and
+`reward.credit` makes A_BT = A_outcome[:, None] + A_dense_BT, a shape that TRL's loss accepts.
+`_get_per_token_logps_and_entropies` is passed through; its forwards are tapped where TRL scores a batch anyway.
 
-Rows are read in evaluation mode and without TRL's left padding, through `models.iter_residuals`, as the gate does. Tool
-output and padding get no credit. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's.
+Token t is paid for the state after it was read. Tool output and padding get no credit. Groups and scales are those of
+the whole batch, over all processes. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
+from dataclasses import replace
 from typing import Any
 
 import torch
-import trl
-from packaging.version import Version
+from accelerate.utils import gather
 from peft import PeftModel
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.errors import InputError
-from mechreward.models import find_blocks, unwrap
+from mechreward.models import unwrap
 from mechreward.reward import Advantages, FeatureReward, dense_advantages, pool, token_credit
-from mechreward.reward.feature_reward import read_tokens
+from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
+from mechreward.training.host import check_host
 from mechreward.training.logging import Rollouts
+from mechreward.training.reader import EXACT, ROUGH, Reader, Tap, difference, frozen_decoder
 
 logger = logging.getLogger(__name__)
-
-TRL_FROM, TRL_BELOW = Version("1.9"), Version("1.17.dev0")
 
 
 class MechRewardGRPOTrainer(GRPOTrainer):
@@ -49,7 +48,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     Raises:
         InputError: an unsupported TRL version, an Unsloth-patched TRL, sequence-level importance sampling, groups of
-            one, several processes, or a FeatureReward that does not fit the model.
+            one, or a FeatureReward that does not fit the model.
     """
 
     def __init__(
@@ -77,16 +76,15 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self._has_outcome = bool(parts.scalar)
         self._on_rollouts = on_rollouts
         self._token_texts: dict[int, str] = {}
+        self._tap = Tap(parts.dense if self.dense.tap else [])
+        self._tap_agrees: bool | None = None
         self._frozen: torch.nn.Module | None = None
-        self._check_setup()
-
-    def _check_setup(self) -> None:
-        if self.accelerator.num_processes > 1:
-            raise InputError(
-                f"num_processes: {self.accelerator.num_processes} processes are not yet supported by "
-                "MechRewardGRPOTrainer; use one"
-            )
         policy = self.accelerator.unwrap_model(self.model)
+        # An adapter that training started with: turned off, it leaves the model as it was.
+        self._new_adapter = isinstance(policy, PeftModel) and not isinstance(model, PeftModel)
+        self._check_setup(policy)
+
+    def _check_setup(self, policy: Any) -> None:
         for reward in self.dense_rewards:
             reward.check_model(policy)
             reward.sae = reward.sae.to(self.accelerator.device)
@@ -97,14 +95,56 @@ class MechRewardGRPOTrainer(GRPOTrainer):
                     reward.name,
                     reward.spec_hash[:12],
                 )
-        if self.dense.reader == "frozen" and self.dense_rewards and not isinstance(policy, PeftModel):
+        copied = (
+            self.dense_rewards and (self.dense.reader == "frozen" or self.dense.gap_every) and not self._new_adapter
+        )
+        if copied and self._sharded:
+            raise InputError(
+                "reader, gap_every: a frozen copy of sharded weights (FSDP, DeepSpeed) cannot be kept; train a new "
+                "adapter (peft_config), or use reader='policy', gap_every=0"
+            )
+        if copied:
             self._frozen = frozen_decoder(policy, max(reward.layer for reward in self.dense_rewards))
 
+    @property
+    def _config(self) -> GRPOConfig:
+        config: Any = self.args
+        return config
+
+    @property
+    def _sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **named: Any
+    ) -> Any:
+        tapping: AbstractContextManager[None] = nullcontext()
+        reader = self._reader_of(model) if self._tap.open else None
+        if reader is not None:
+            tapping = self._tap.catching(reader, model, attention_mask, logits_to_keep)
+        with tapping:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **named
+            )
+
+    def _reader_of(self, model: Any) -> Reader | None:
+        """Which reader a scoring pass is; None for a reference that moves."""
+        if self.ref_model is not None and model is self.ref_model:
+            return None if self._config.sync_ref_model else "frozen"
+        policy = self.accelerator.unwrap_model(self.model)
+        if not isinstance(policy, PeftModel):
+            return "policy"
+        status = policy.get_model_status()
+        # TRL scores the reference with adapters off, or with the copy named "ref" that it made at the start.
+        return "policy" if status.enabled is True and "ref" not in status.active_adapters else "frozen"
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with self._tap.batch():
+            out: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = self._mode()
         loss_mask_BT = _loss_mask(out)
         if self.dense_rewards:
+            self._check_batch(out, loss_mask_BT)
             reward_BT, readable_BT = self._read(out, mode)
             outcome_B = out["advantages"]
             advantages = self._advantages(out, reward_BT, readable_BT & loss_mask_BT, loss_mask_BT, mode)
@@ -114,6 +154,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             if mode == "train":
                 save_outcome_rms(self.state, advantages.outcome_rms)
             self._log_dense(advantages, mode)
+            if mode == "train" and self.dense.gap_every and self.state.global_step % self.dense.gap_every == 0:
+                self._log_gap(out, reward_BT, readable_BT & loss_mask_BT)
         else:
             reward_BT, readable_BT = torch.zeros(loss_mask_BT.shape), torch.zeros_like(loss_mask_BT)
         if self._on_rollouts is not None and mode == "train":
@@ -124,54 +166,110 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         policy: Any = self.model
         return "train" if policy.training else "eval"
 
-    def _read(self, out: dict[str, Any], mode: str) -> tuple[Tensor, Tensor]:
-        """The weighted sum of all dense rewards a token, and the tokens that all of them could read."""
+    def _check_batch(self, out: dict[str, Any], loss_mask_BT: Tensor) -> None:
         if "pixel_values" in out:
             raise InputError("images: dense rewards read text only; this batch holds images")
+        if self.state.global_step == 0 and not gather(loss_mask_BT.sum()).sum():
+            raise InputError(
+                f"max_completion_length: all completions of the first batch ran into {self.max_completion_length} "
+                "tokens and mask_truncated_completions leaves nothing to train on; allow longer ones"
+            )
+
+    def _read(self, out: dict[str, Any], mode: str) -> tuple[Tensor, Tensor]:
+        """The weighted sum of all dense rewards a token, and the tokens that all of them could read."""
         started = time.perf_counter()
-        prompts = _unpadded(out["prompt_ids"], out["prompt_mask"])
-        completions = _unpadded(out["completion_ids"], out["completion_mask"])
-        with self._reader() as reader:
-            parts = read_tokens(self.dense_rewards, reader, prompts, completions, self.dense.read_batch_size)
-        device, shape = out["completion_ids"].device, out["completion_ids"].shape
-        total_BT = torch.zeros(shape, device=device)
-        all_readable_BT = torch.ones(shape, dtype=torch.bool, device=device)
-        for reward, weight, part in zip(self.dense_rewards, self.dense_weights, parts, strict=True):
-            reward_BT, readable_BT = (_padded(values, shape).to(device) for values in part)
-            total_BT += weight * reward_BT
-            all_readable_BT &= readable_BT
+        parts = self._parts(out, mode)
+        total_BT, all_readable_BT = self._sum(parts)
+        for reward, (reward_BT, readable_BT) in zip(self.dense_rewards, parts, strict=True):
             self._log_component(reward, reward_BT, readable_BT & _loss_mask(out), mode)
         self._metrics[mode]["dense/reader_seconds"].append(time.perf_counter() - started)
         return total_BT, all_readable_BT
 
+    def _parts(self, out: dict[str, Any], mode: str) -> list[TokenRewards]:
+        """Token rewards of each dense reward: tapped where that is known to be what our own forward reads."""
+        tapped = self._tap.take(self.dense.reader)
+        if tapped is None or self._tap_agrees is False:
+            return self._forward(self.dense.reader, out)
+        if self._tap_agrees is None:
+            read = self._forward(self.dense.reader, out)
+            apart = difference(tapped, read)
+            if apart is None:
+                return read
+            self._tap_agrees = self._settle_tap(apart)
+            self._metrics[mode]["dense/tap_difference"].append(apart)
+            return tapped if self._tap_agrees else read
+        return tapped
+
+    def _settle_tap(self, apart: float) -> bool:
+        policy = unwrap(self.accelerator.unwrap_model(self.model))
+        exact = policy.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        if gather(torch.tensor(apart, device=self.accelerator.device)).max() <= (EXACT if exact else ROUGH):
+            return True
+        logger.warning(
+            "TRL's scoring pass gives token rewards that differ by %.1f %% from an undisturbed forward (dropout, or "
+            "positions shifted by padding); rewards are read by a forward of their own",
+            100 * apart,
+        )
+        return False
+
+    def _forward(self, reader: Reader, out: dict[str, Any]) -> list[TokenRewards]:
+        """Token rewards by one forward over the unpadded rows, in evaluation mode, stopped after the last block."""
+        prompts = _unpadded(out["prompt_ids"], out["prompt_mask"])
+        completions = _unpadded(out["completion_ids"], out["completion_mask"])
+        # A row masked as truncated is read as one token, which no mask lets through: so all processes run as many.
+        completions = [ids or prompt[-1:] for ids, prompt in zip(completions, prompts, strict=True)]
+        with self._model_of(reader) as model:
+            size, stop = self.dense.read_batch_size, not self._sharded
+            parts = read_tokens(self.dense_rewards, model, prompts, completions, size, stop)
+        device, shape = out["completion_ids"].device, out["completion_ids"].shape
+        mask_BT = out["completion_mask"].bool()
+        padded = [tuple(_padded(values, shape).to(device) for values in part) for part in parts]
+        return [(reward_BT * mask_BT, readable_BT & mask_BT) for reward_BT, readable_BT in padded]
+
     @contextmanager
-    def _reader(self) -> Iterator[torch.nn.Module]:
+    def _model_of(self, reader: Reader) -> Iterator[torch.nn.Module]:
         """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which no gate has."""
         policy = self.accelerator.unwrap_model(self.model)
-        if self._frozen is not None:
+        if reader == "frozen" and self._frozen is not None:
             yield self._frozen
             return
         adapters_off: AbstractContextManager[None] = nullcontext()
-        if self.dense.reader == "frozen":
+        if reader == "frozen":
             adapters_off = policy.disable_adapter()
         with adapters_off:
             yield unwrap(policy).get_decoder()
 
+    def _sum(self, parts: list[TokenRewards]) -> TokenRewards:
+        total_BT = sum(weight * values for weight, (values, _) in zip(self.dense_weights, parts, strict=True))
+        assert isinstance(total_BT, Tensor)
+        return total_BT, torch.stack([readable_BT for _, readable_BT in parts]).all(0)
+
     def _advantages(
         self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor, loss_mask_BT: Tensor, mode: str
     ) -> Advantages:
+        """Advantages of this process's rows, centred and scaled with the rows of all."""
         group_size = self.num_generations if mode == "train" else self.num_generations_eval
         step_end_BT = self._step_ends(out["completion_ids"]) if self.dense.credit == "step" else None
         credit_BT = token_credit(reward_BT, mask_BT, self.dense.credit, self.dense.gamma, step_end_BT)
-        return dense_advantages(
-            out["advantages"],
-            credit_BT,
-            mask_BT,
-            loss_mask_BT,
+        everywhere = dense_advantages(
+            gather(out["advantages"]),
+            self._everywhere(credit_BT),
+            self._everywhere(mask_BT),
+            self._everywhere(loss_mask_BT),
             group_size=int(group_size or 1),
             weight=self.dense_share,
             last_outcome_rms=load_outcome_rms(self.state),
         )
+        (rows, width), first = mask_BT.shape, self.accelerator.process_index * len(mask_BT)
+        own = slice(first, first + rows)
+        return replace(everywhere, total_BT=everywhere.total_BT[own, :width], dense_BT=everywhere.dense_BT[own, :width])
+
+    def _everywhere(self, values_BT: Tensor) -> Tensor:
+        """The rows of all processes in order, padded on the right to the widest."""
+        if self.accelerator.num_processes == 1:
+            return values_BT
+        numbers_BT = values_BT.long() if values_BT.dtype == torch.bool else values_BT
+        return gather(self.accelerator.pad_across_processes(numbers_BT.contiguous(), dim=1)).to(values_BT.dtype)
 
     def _step_ends(self, completion_ids_BT: Tensor) -> Tensor:
         ids = completion_ids_BT.unique().tolist()
@@ -195,6 +293,22 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         metrics["dense/advantage_rms"].append(advantages.dense_rms)
         metrics["dense/outcome_advantage_rms"].append(advantages.outcome_rms)
         metrics["dense/zero_variance_groups"].append(advantages.degenerate_share)
+        # Of the squared length of all advantages the part along the dense ones: 0 if they do nothing, 1 if all.
+        along, total = (
+            gather((part_BT * advantages.total_BT).sum()).sum().item()
+            for part_BT in (advantages.dense_BT, advantages.total_BT)
+        )
+        metrics["dense/share"].append(along / total if total > 0 else 0.0)
+
+    def _log_gap(self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor) -> None:
+        """What the policy's own states add to the reward of its text: live minus frozen reader, over all tokens."""
+        other: Reader = "frozen" if self.dense.reader == "policy" else "policy"
+        other_BT, readable_BT = self._sum(self._forward(other, out))
+        both_BT = mask_BT & readable_BT
+        if both_BT.any():
+            gap = (reward_BT - other_BT)[both_BT] * (1 if self.dense.reader == "policy" else -1)
+            self._metrics["train"]["dense/reader_gap"].append(gap.mean().item())
+            self._metrics["train"]["dense/reader_gap_rms"].append(gap.square().mean().sqrt().item())
 
     def _sample(
         self, inputs: list[dict[str, Any]], out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor
@@ -225,37 +339,6 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         weights = self.reward_weights.tolist()
         seen = [weight * value for weight, value in zip(weights, values, strict=True) if value == value]
         return sum(seen) if seen and self._has_outcome else None
-
-
-def check_host(args: GRPOConfig | None) -> None:
-    """Refuses what would train something else than it says.
-
-    Raises:
-        InputError: naming the setting, its value and what is allowed.
-    """
-    installed = Version(version("trl"))
-    if not TRL_FROM <= installed < TRL_BELOW:
-        raise InputError(f"trl: version {installed} is installed; token advantages are tested with >=1.9,<1.17")
-    if trl.GRPOTrainer.__module__ != "trl.trainer.grpo_trainer" or GRPOTrainer.__module__ != "trl.trainer.grpo_trainer":
-        raise InputError(f"trl: GRPOTrainer was replaced by {trl.GRPOTrainer.__module__} (Unsloth does); use TRL's own")
-    if args is None:
-        return
-    if args.importance_sampling_level != "token":
-        raise InputError(
-            f"importance_sampling_level: {args.importance_sampling_level!r} spreads each token's advantage over its "
-            "whole completion; dense rewards need 'token'"
-        )
-    if args.num_generations is not None and args.num_generations < 2:
-        raise InputError(f"num_generations: {args.num_generations}; a group needs at least 2 completions")
-    if args.use_liger_kernel and "compute_liger_loss" in vars(GRPOTrainer):
-        raise InputError("use_liger_kernel: True; this TRL's Liger loss takes no token advantages, set it to False")
-
-
-def frozen_decoder(model: Any, layer: int) -> torch.nn.Module:
-    """A copy of the model's decoder as it is now, without the blocks after `layer`, taking no gradient."""
-    decoder = copy.deepcopy(unwrap(model).get_decoder())
-    del find_blocks(decoder)[layer + 1 :]
-    return decoder.eval().requires_grad_(False)
 
 
 def _loss_mask(out: dict[str, Any]) -> Tensor:

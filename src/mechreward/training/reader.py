@@ -1,0 +1,113 @@
+"""Where the trainer's token rewards come from: TRL's own scoring forward, tapped, or one truncated forward of ours.
+
+TRL runs a forward without gradient over each finished batch where it needs log-probabilities of the sampling policy
+(vLLM, or optimisation not aligned with generation) or of the reference model (beta > 0). A `Tap` hooks the blocks of
+that forward and scores each micro-batch as it passes, so that no residual is kept. Without such a pass, `read_tokens`
+runs the decoder up to the last block that is read.
+
+The two differ in how they run: a tapped forward has TRL's left padding, the model's mode (dropout, if it has any) and
+the trainer's autocast; ours has none of them, as the gate has none. `difference` compares them on the first batch; a
+trainer goes on with the tap only where they agree.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mechreward.models import find_blocks, unwrap
+from mechreward.reward import FeatureReward
+from mechreward.reward.feature_reward import TokenRewards
+
+Reader = Literal["policy", "frozen"]
+EXACT, ROUGH = 1e-3, 5e-2
+"""How far the two roads may differ, as a share of the mean size of a token reward: in float32, and where half precision
+rounds differently from one padding to the next."""
+
+
+class Tap:
+    """Token rewards caught while TRL scores a batch, by reader.
+
+    Args:
+        rewards: what to score with.
+    """
+
+    def __init__(self, rewards: Sequence[FeatureReward]) -> None:
+        self.rewards = list(rewards)
+        self.open = False
+        """Whether a batch is being scored; the loss runs the same forward and is left alone."""
+        self._caught: dict[Reader, list[TokenRewards]] = {}
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Opens the tap for one batch; what was caught before is let go."""
+        self._caught = {}
+        self.open = bool(self.rewards)
+        try:
+            yield
+        finally:
+            self.open = False
+
+    def take(self, reader: Reader) -> list[TokenRewards] | None:
+        """What was caught of this batch: for each reward its values and mask; None if that model did not run."""
+        return self._caught.get(reader)
+
+    @contextmanager
+    def catching(self, reader: Reader, model: nn.Module, mask_BS: Tensor, width: int) -> Iterator[None]:
+        """Scores the forwards of `model` inside, which together take the rows of `mask_BS` in order.
+
+        Args:
+            mask_BS: attention mask of prompts, padded on the left, and completions, padded on the right.
+            width: positions of the completions, at the end.
+        """
+        layers = sorted({reward.layer for reward in self.rewards})
+        blocks, states, mask_BT = find_blocks(model), {}, mask_BS[:, -width:].bool()
+        pieces: list[list[TokenRewards]] = []
+
+        def keep(layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
+            states[layer] = (output[0] if isinstance(output, tuple) else output)[:, -width:]
+            if layer == layers[-1]:
+                start = sum(len(piece[0][0]) for piece in pieces)
+                rows_BT = mask_BT[start : start + len(states[layer])]
+                pieces.append([self._score(reward, states[reward.layer], rows_BT) for reward in self.rewards])
+                states.clear()
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                handle = blocks[layer].register_forward_hook(lambda _m, _i, output, layer=layer: keep(layer, output))
+                hooks.callback(handle.remove)
+            yield
+        assert sum(len(piece[0][0]) for piece in pieces) == len(mask_BT), "each row is scored once"
+        self._caught[reader] = [
+            (torch.cat([values for values, _ in parts]), torch.cat([mask for _, mask in parts]))
+            for parts in zip(*pieces, strict=True)
+        ]
+
+    @staticmethod
+    def _score(reward: FeatureReward, h_BTD: Tensor, mask_BT: Tensor) -> TokenRewards:
+        h_BTD = h_BTD.float()
+        return reward.compute_per_token(h_BTD, mask_BT), reward.readable(h_BTD, mask_BT)
+
+
+def difference(tapped: Sequence[TokenRewards], read: Sequence[TokenRewards]) -> float | None:
+    """Mean difference of two readings of a batch, as a share of the mean size of a token reward; the largest of all
+    rewards. None where no token has a reward that is not 0, which says nothing."""
+    shares = []
+    for (tap_BT, mask_BT), (read_BT, read_mask_BT) in zip(tapped, read, strict=True):
+        either_BT = mask_BT | read_mask_BT
+        size = read_BT[either_BT].abs().sum().item()
+        if size > 0:
+            shares.append((tap_BT - read_BT)[either_BT].abs().sum().item() / size)
+    return max(shares, default=None)
+
+
+def frozen_decoder(model: Any, layer: int) -> nn.Module:
+    """A copy of the model's decoder as it is now, without the blocks after `layer`, taking no gradient."""
+    decoder = copy.deepcopy(unwrap(model).get_decoder())
+    del find_blocks(decoder)[layer + 1 :]
+    return decoder.eval().requires_grad_(False)

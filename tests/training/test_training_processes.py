@@ -1,0 +1,62 @@
+"""Two processes over gloo, with a group that straddles them, against the same arithmetic in one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechreward.reward import dense_advantages
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    launch = "-m torch.distributed.run --nnodes 1 --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, *launch.split(), str(SCRIPT), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    trained = [torch.load(folder / f"trained{rank}.pt", weights_only=True) for rank in range(2)]
+    return [{**seen, **end} for seen, end in zip(saved, trained, strict=True)]
+
+
+def wide(parts: list[torch.Tensor]) -> torch.Tensor:
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+@pytest.mark.slow
+def test_groups_are_centred_and_scaled_over_both_processes(ranks: list[dict[str, torch.Tensor]]) -> None:
+    # 6 rows a process in groups of 4: the second group has two rows on each.
+    rows, group = 6, 4
+    mask_BT = wide([rank["completion_mask"] for rank in ranks]).bool()
+    total_BT = wide([rank["advantages"] for rank in ranks])
+    outcome_B = ranks[0]["stock"]
+    assert torch.equal(outcome_B, ranks[1]["stock"]) and len(outcome_B) == 2 * rows
+    assert [len(rank["advantages"]) for rank in ranks] == [rows, rows]
+    dense_BT = (total_BT - outcome_B[:, None]).masked_fill(~mask_BT, 0.0)
+    # Dense advantages are an affine map of the token rewards within each group: redo it from the result itself.
+    again = dense_advantages(outcome_B, dense_BT, mask_BT, mask_BT, group_size=group, weight=0.4)
+    torch.testing.assert_close(again.dense_BT, dense_BT, rtol=1e-4, atol=1e-5)
+    straddling = dense_BT[group : 2 * group]
+    own = [straddling[:2][mask_BT[4:6]].mean(), straddling[2:][mask_BT[6:8]].mean()]
+    assert abs(own[0] - own[1]) > 1e-3, "the halves differ, so centring each by itself would show"
+    assert total_BT.masked_select(~mask_BT).count_nonzero() == 0
+
+
+@pytest.mark.slow
+def test_both_processes_end_with_the_same_weights(ranks: list[dict[str, torch.Tensor]]) -> None:
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
