@@ -34,5 +34,5 @@ def test_no_columns_at_all(aggregation: str) -> None:
 
 
 def test_unknown_aggregation_is_named() -> None:
-    with pytest.raises(InputError, match="aggregation: 'median' is not one of mean, max, last, per_token"):
+    with pytest.raises(InputError, match="aggregation: 'median' is not one of mean, max, last, last_k, weighted_mean, step_end, per_token"):
         pool(VALUES, MASK, "median")

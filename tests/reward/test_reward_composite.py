@@ -97,7 +97,7 @@ def test_columns_reach_every_component() -> None:
     [
         ({"rewards": []}, "rewards: the list is empty"),
         ({"rewards": [RIGHT], "weights": [1.0, 2.0]}, "weights: 2 for 1 rewards"),
-        ({"rewards": [RIGHT], "mode": "stratified"}, "mode: 'stratified' is not one of sum, bounded"),
+        ({"rewards": [RIGHT], "mode": "hero"}, "mode: 'hero' is not one of sum, bounded, stratified"),
         ({"rewards": [constant([0.0])], "mode": "bounded"}, "exactly one OutcomeReward, there are 0"),
         ({"rewards": [RIGHT, RIGHT], "mode": "bounded"}, "exactly one OutcomeReward, there are 2"),
         ({"rewards": [RIGHT], "weights": [-1.0], "mode": "bounded"}, "right is worth -1.0 more than wrong"),

@@ -157,7 +157,7 @@ def test_from_pack_reads_a_file(tmp_path) -> None:
         (lambda: FeatureReward({3: 1.0}, identity_sae()), "features: id 3 is not one of the SAE's; ids go from 0 to 2"),
         (lambda: FeatureReward({}, identity_sae()), "features: the dictionary is empty"),
         (lambda: FeatureReward({0: 1.0}, identity_sae(), aggregation="sum"), "aggregation: 'sum'"),
-        (lambda: FeatureReward({0: 1.0}, identity_sae(), normalization="zscore"), "normalization: 'zscore'"),
+        (lambda: FeatureReward({0: 1.0}, identity_sae(), normalization="z"), "normalization: 'z' is not one of"),
         (
             lambda: FeatureReward(pack_of(identity_sae(), [PackFeature(id=0, weight=1.0, scale=1.0)]), identity_sae(4)),
             "was made for an SAE with d_model 3, this one has 4",

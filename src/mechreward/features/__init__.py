@@ -4,6 +4,16 @@ May be imported by every room below it (reward, gates, hacking, steering, traini
 models, rollout and sae.
 """
 
+from mechreward.features.aggregation import (
+    Aggregation,
+    LastKAggregation,
+    MaxAggregation,
+    MeanAggregation,
+    PerTokenAggregation,
+    StepEndAggregation,
+    WeightedMeanAggregation,
+    build_aggregation,
+)
 from mechreward.features.contrast import ContrastTable, contrast, discover, load_contrast, save_contrast
 from mechreward.features.pack import (
     FeaturePack,
@@ -19,16 +29,25 @@ from mechreward.features.pack import (
 )
 from mechreward.features.pooling import PooledBatch, pool_features, pooled_activations
 from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref
+from mechreward.features.steps import step_ends
 
 __all__ = [
+    "Aggregation",
     "ContrastTable",
     "FeaturePack",
+    "LastKAggregation",
+    "MaxAggregation",
+    "MeanAggregation",
     "NoFeatures",
     "PackFeature",
     "PackValidation",
+    "PerTokenAggregation",
     "PooledBatch",
     "Pooling",
     "SAERef",
+    "StepEndAggregation",
+    "WeightedMeanAggregation",
+    "build_aggregation",
     "build_pack",
     "catalog_names",
     "check_pack",
@@ -43,4 +62,5 @@ __all__ = [
     "save_contrast",
     "save_pack",
     "spec_hash",
+    "step_ends",
 ]

@@ -15,15 +15,18 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mechreward.errors import InputError
+from mechreward.features.aggregation import build_aggregation, pooling_spec
 from mechreward.files import sha256_bytes, write_json
 
 if TYPE_CHECKING:
     from mechreward.sae import SAE
 
-Pooling = Literal["mean", "max", "last"]
+Pooling = str
+"""The spec of an aggregation, parameters included: `mean`, `max`, `last`, `last_16`, `weighted_mean`, `step_end:` and
+the text that ends a step."""
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -75,7 +78,7 @@ class FeaturePack(_Strict):
     model_name: str
     sae: SAERef
     features: Annotated[list[PackFeature], Field(min_length=1)]
-    pooling: Pooling = "mean"
+    pooling: Annotated[Pooling, AfterValidator(lambda name: pooling_spec(build_aggregation(name)))] = "mean"
     provenance: dict[str, str | int | float | bool | None] = {}
     validation: PackValidation | None = None
 

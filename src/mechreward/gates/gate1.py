@@ -151,10 +151,14 @@ def read_scores(
     packs_PN = torch.full((len(packs), len(responses)), torch.nan)
     prompts = [list(response.prompt_ids) for response in responses]
     completions = [list(response.completion_ids) for response in responses]
+    ends_NT = reward.step_ends(loaded.tokenizer, completions)
     for batch in iter_residuals(loaded.model, prompts, completions, reward.layer, batch_size):
-        judged_N[batch.rows] = reward.compute(batch.h_BTD, batch.mask_BT).cpu()
+        ends_BT = None
+        if ends_NT is not None:
+            ends_BT = ends_NT[batch.rows, : batch.mask_BT.shape[1]].to(batch.mask_BT.device)
+        judged_N[batch.rows] = reward.compute(batch.h_BTD, batch.mask_BT, ends_BT).cpu()
         if packs:
-            packs_PN[:, batch.rows] = _pack_scores(reward, packs, batch).cpu()
+            packs_PN[:, batch.rows] = _pack_scores(reward, packs, batch, ends_BT).cpu()
     bad = (~judged_N.isfinite()).nonzero()
     if len(bad):
         question = responses[int(bad[0])].question_id
@@ -199,7 +203,9 @@ def _better_way(column: Array, labels: NDArray[np.bool_], questions: list[str]) 
     return (column, pairs) if pairs.auroc >= 0.5 else (-column, question_pairs(-column, labels, questions))
 
 
-def _pack_scores(reward: FeatureReward, packs: Sequence[FeaturePack], batch: ResidualBatch) -> Tensor:
+def _pack_scores(
+    reward: FeatureReward, packs: Sequence[FeaturePack], batch: ResidualBatch, step_end_BT: Tensor | None
+) -> Tensor:
     """[P, B]: the union of the packs' features is read once."""
     ids = sorted({i for pack in packs for i in pack.feature_ids()})
     weight_KP = torch.zeros(len(ids), len(packs))
@@ -213,7 +219,7 @@ def _pack_scores(reward: FeatureReward, packs: Sequence[FeaturePack], batch: Res
     for reward_N in reward_PN:
         reward_BT = torch.zeros(readable_BT.shape, device=reward_N.device)
         reward_BT[readable_BT] = reward_N
-        pooled.append(pool(reward_BT, readable_BT, reward.aggregation))
+        pooled.append(pool(reward_BT, readable_BT, reward.aggregation, step_end_BT))
     return torch.stack(pooled)
 
 

@@ -6,7 +6,8 @@ reward and d the weighted sum of the other components,
     R = outcome + 0.98 * (g / 2) * d / (g / 2 + |d|)
 
 so what is added stays strictly within half the gap: small d pass almost unchanged (slope .98 at 0), and no wrong
-answer can ever outrank a right one (the aim of HERO's strata, without their batch statistics).
+answer can ever outrank a right one (the aim of HERO's strata, without their batch statistics). `stratified` is HERO
+itself: d is min-max bounded among the completions of the same prompt with the same outcome, see `reward.strata`.
 
 A component that is None for a sample makes the whole None for that sample: nothing is counted as 0 that was not seen.
 """
@@ -20,8 +21,10 @@ from typing import Any
 from mechreward.errors import InputError
 from mechreward.reward.batch import Text, check_lengths
 from mechreward.reward.outcome import OutcomeReward
+from mechreward.reward.strata import check_bounds, stratified
 
 Reward = Callable[..., list[float | None]]
+MODES = ("sum", "bounded", "stratified")
 _SHARE = 0.98
 
 
@@ -31,11 +34,17 @@ class CompositeReward:
     Args:
         rewards: callables `(prompts, completions, **columns) -> list[float | None]`.
         weights: one a reward; 1 each if None.
-        mode: `sum`, or `bounded` (see the module), which needs exactly one OutcomeReward among `rewards`.
+        mode: `sum`, `bounded` or `stratified` (see the module); the last two need exactly one OutcomeReward among
+            `rewards`, of a weight that makes right worth more than wrong.
         name: how trainers log it.
+        alpha: `stratified`: half the width of the wrong answers' rewards, as a share of what right is worth more.
+        beta: `stratified`: the same for the right answers' rewards. In sum they are less than 1.
+        num_generations: `stratified`: completions a prompt, in consecutive rows. None takes each run of equal prompts
+            as one group, which joins two groups if the same prompt comes twice in a row.
 
     Raises:
-        InputError: no rewards, lengths that differ, unknown mode, or `bounded` without its one outcome reward.
+        InputError: no rewards, lengths that differ, unknown mode, bounds that overlap, or a mode without its one
+            outcome reward.
     """
 
     def __init__(
@@ -44,19 +53,25 @@ class CompositeReward:
         weights: Sequence[float] | None = None,
         mode: str = "sum",
         name: str = "composite_reward",
+        *,
+        alpha: float = 0.05,
+        beta: float = 0.05,
+        num_generations: int | None = None,
     ) -> None:
         if not rewards:
             raise InputError("rewards: the list is empty; at least one reward is needed")
         if weights is not None and len(weights) != len(rewards):
             raise InputError(f"weights: {len(weights)} for {len(rewards)} rewards; one weight a reward is needed")
-        if mode not in ("sum", "bounded"):
-            raise InputError(f"mode: {mode!r} is not one of sum, bounded")
+        if mode not in MODES:
+            raise InputError(f"mode: {mode!r} is not one of {', '.join(MODES)}")
+        check_bounds(alpha, beta, num_generations)
         self.rewards = list(rewards)
         self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
         self.weighted = weights is not None
         self.mode = mode
         self.name = self.__name__ = name
-        self._outcome, self._gap = self._find_outcome() if mode == "bounded" else (-1, 0.0)
+        self._bounds, self._num_generations = (alpha, beta), num_generations
+        self._outcome, self._levels = (-1, (0.0, 0.0)) if mode == "sum" else self._find_outcome()
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         """One reward a completion. Component means go to TRL's `log_metric` where there is one.
@@ -66,7 +81,15 @@ class CompositeReward:
         """
         check_lengths(prompts, completions)
         parts = [self._component(reward, prompts, completions, columns) for reward in self.rewards]
-        return [self._combine(values) for values in zip(*parts, strict=True)]
+        if self.mode == "sum":
+            return _weighted_sums(parts, self.weights)
+        weight = self.weights[self._outcome]
+        outcomes = [None if value is None else weight * value for value in parts.pop(self._outcome)]
+        dense = _weighted_sums(parts, [w for i, w in enumerate(self.weights) if i != self._outcome], len(outcomes))
+        if self.mode == "stratified":
+            return stratified(outcomes, dense, prompts, self._levels, self._bounds, self._num_generations)
+        gap = self._levels[1] - self._levels[0]
+        return [None if o is None or d is None else o + bounded(d, gap) for o, d in zip(outcomes, dense, strict=True)]
 
     def _component(
         self, reward: Reward, prompts: Sequence[Text], completions: Sequence[Text], columns: dict[str, Any]
@@ -81,25 +104,29 @@ class CompositeReward:
             columns["log_metric"](f"{self.name}/{name}/mean", sum(seen) / len(seen))
         return values
 
-    def _combine(self, values: Sequence[float | None]) -> float | None:
-        weighted = [weight * value for weight, value in zip(self.weights, values, strict=True) if value is not None]
-        if len(weighted) < len(values):
-            return None
-        if self.mode == "sum":
-            return sum(weighted)
-        outcome = weighted.pop(self._outcome)
-        return outcome + bounded(sum(weighted), self._gap)
-
-    def _find_outcome(self) -> tuple[int, float]:
-        found = [i for i, reward in enumerate(self.rewards) if isinstance(reward, OutcomeReward)]
+    def _find_outcome(self) -> tuple[int, tuple[float, float]]:
+        """Place of the outcome reward, and what wrong and right are worth with its weight."""
+        found = [(i, reward) for i, reward in enumerate(self.rewards) if isinstance(reward, OutcomeReward)]
         if len(found) != 1:
-            raise InputError(f"rewards: mode 'bounded' needs exactly one OutcomeReward, there are {len(found)}")
-        reward = self.rewards[found[0]]
-        assert isinstance(reward, OutcomeReward)
-        gap = self.weights[found[0]] * (reward.true_reward - reward.false_reward)
-        if gap <= 0:
-            raise InputError(f"weights: right is worth {gap} more than wrong; mode 'bounded' needs more than 0")
-        return found[0], gap
+            raise InputError(f"rewards: mode {self.mode!r} needs exactly one OutcomeReward, there are {len(found)}")
+        place, reward = found[0]
+        low, high = (self.weights[place] * value for value in (reward.false_reward, reward.true_reward))
+        if not high > low:
+            raise InputError(
+                f"weights: right is worth {high - low} more than wrong; mode {self.mode!r} needs more than 0"
+            )
+        return place, (low, high)
+
+
+def _weighted_sums(parts: Sequence[Sequence[float | None]], weights: Sequence[float], n: int = 0) -> list[float | None]:
+    """The weighted sum a row over the components, None where one is; `n` zeros if there is no component."""
+    rows = list(zip(*parts, strict=True)) if parts else [()] * n
+    return [_weighted_sum(row, weights) for row in rows]
+
+
+def _weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    seen = [weight * value for weight, value in zip(weights, values, strict=True) if value is not None]
+    return sum(seen) if len(seen) == len(values) else None
 
 
 def bounded(dense: float, gap: float) -> float:

@@ -12,6 +12,9 @@ Three steps, each a pure function, none of which looks at a masked position:
    groups that have a spread. A batch in which no group has one (all right or all wrong) keeps the last RMS seen,
    which is handed in and out; it starts at 1.
 
+Beside them stands `stage3_advantages`, the older library's own formula, which replaces the outcome advantage as well:
+to be measured against, not to be trained with.
+
 Every array keeps group order: rows g * G ... g * G + G - 1 are the samples of one prompt.
 """
 
@@ -21,14 +24,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.reward.aggregation import last_token
+from mechreward.features.steps import last_of_steps, last_token
 
-Credit = Literal["per_token", "return_to_go", "potential", "step", "trajectory"]
+Credit = Literal["per_token", "return_to_go", "potential", "step", "trajectory", "stage3"]
 _NOISE = 1e-5
+_STAGE3_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,68 @@ def dense_advantages(
     )
 
 
+def stage3_advantages(
+    outcome_reward_B: Float[Tensor, " b"],
+    reward_BT: Float[Tensor, "b t"],
+    mask_BT: Bool[Tensor, "b t"],
+    prompt_lengths_B: Int[Tensor, " b"],
+    group_size: int,
+    weight: float,
+) -> Advantages:
+    """The advantages of the seed's notebook `stage3_qwen35_4b_rl_v2`, number for number.
+
+    With n_i the unmasked tokens of row i, o_i its outcome reward and lambda the `weight`:
+
+        R_i  = o_i + lambda * (sum_t r_it) / n_i
+        A_i  = (R_i - mean R) / (std R + 1e-8)              over the group's rows
+        z_it = (r_it - mean r) / (std r + 1e-8)             over all G * (W - 1) positions of the group
+        total_it = A_i + lambda * z_it                      where unmasked
+
+    with standard deviations of G - 1 and G * (W - 1) - 1 degrees of freedom, and W the longest prompt + completion in
+    the batch: all positions but the first count, prompt and padding as zeros. Its four defects, each with a test:
+
+    1. Dividing by the group's deviation cancels lambda where all answers are right or all wrong: the slightest spread
+       of r then moves the policy as much as being right does (up to 1.5 with G = 4).
+    2. The zeros of prompt and padding enter the z-score, so that tokens get a bonus (or a fine, if r is negative on
+       average) for being there at all. It grows with the length of others and has nothing to do with features.
+    3. The features count twice, in R and in z.
+    4. z is myopic: a token answers for its own state alone, not for what made later states good.
+
+    Args:
+        outcome_reward_B: rewards, not advantages. A row that is NaN (could not be judged) is left out of its group's
+            mean and deviation and has A_i = 0; the notebook had no such rows.
+        reward_BT: token rewards of the completions.
+        mask_BT: the tokens that are trained on. A token without a reward has 0 here, as there.
+        prompt_lengths_B: prompt tokens a row, without padding.
+        weight: lambda, raw; not a share of the outcome advantage's size.
+
+    Returns:
+        `outcome_rms` and `dense_rms` are those of A_i and of lambda * z_it; there is no RMS to carry on.
+
+    Raises:
+        InputError: if the batch does not hold whole groups of at least 2, `weight` is negative, or a prompt is empty.
+    """
+    _check(outcome_reward_B, group_size, weight)
+    if group_size < 2:
+        raise InputError(f"group_size: {group_size}; credit 'stage3' needs groups of at least 2")
+    if (prompt_lengths_B < 1).any():
+        raise InputError("prompt_lengths: a prompt has no tokens; each needs at least 1")
+    values_BT = reward_BT.double().masked_fill(~mask_BT, 0.0)
+    trajectory_B = outcome_reward_B.double() + weight * _row_mean(values_BT, mask_BT)
+    scored_B = _z_in_group(trajectory_B, group_size)
+    width = int((prompt_lengths_B + last_token(mask_BT) + 1).max())
+    dense_BT = weight * _z_over_positions(values_BT, mask_BT, group_size, positions=group_size * (width - 1))
+    total_BT = (scored_B[:, None] + dense_BT).masked_fill(~mask_BT, 0.0)
+    column_B1, all_B1 = outcome_reward_B[:, None].double(), ~outcome_reward_B[:, None].isnan()
+    return Advantages(
+        total_BT=total_BT.float(),
+        dense_BT=dense_BT.float(),
+        outcome_rms=row_weighted_rms(scored_B[:, None], all_B1, group_size),
+        dense_rms=row_weighted_rms(dense_BT, mask_BT, group_size),
+        degenerate_share=1.0 - float(group_has_spread(column_B1, all_B1, group_size).double().mean()),
+    )
+
+
 def token_credit(
     reward_BT: Float[Tensor, "b t"],
     mask_BT: Bool[Tensor, "b t"],
@@ -95,19 +161,27 @@ def token_credit(
 ) -> Float[Tensor, "b t"]:
     """What each token is credited with, before any baseline; t runs over a row's unmasked tokens only, 0 ... n-1.
 
-    - `per_token` (myopic):  C_t = r_t
-    - `return_to_go`:        C_t = sum_{s >= t} gamma^(s-t) r_s
-    - `potential`:           C_t = gamma * Phi_{t+1} - Phi_t, see `shaping`
-    - `step`:                C_t = r_e, e the end of t's step; the row's last token ends the last step
-    - `trajectory`:          C_t = mean_s r_s
+    - `per_token`:     C_t = r_t. Myopic: the policy gradient of the reward at each token with its past held fixed;
+      biased for the sum of rewards, of the least variance.
+    - `return_to_go`:  C_t = sum_{s >= t} gamma^(s-t) r_s. With gamma = 1 its expected gradient is that of the expected
+      sum of rewards (the policy gradient theorem), so that it also pays for length where r > 0.
+    - `potential`:     C_t = gamma * Phi_{t+1} - Phi_t, see `shaping`: local credit for a rise of the running mean,
+      biased. Summed over a whole return it would be a baseline, without any effect on the expected gradient.
+    - `step`:          C_t = r_e, e the end of t's step; the row's last token ends the last step. Biased; the tokens of
+      a step answer for the one value that was read when it was complete.
+    - `trajectory`:    C_t = mean_s r_s. The expected gradient is that of the expected mean reward; no token is singled
+      out.
 
     Returns:
         [B, T] float32, 0 where masked.
 
     Raises:
-        InputError: unknown mode, gamma outside 0 ... 1, or `step` without `step_end_BT`.
+        InputError: unknown mode, `stage3` (no credit, but advantages: `stage3_advantages`), gamma outside 0 ... 1, or
+            `step` without `step_end_BT`.
     """
     check_credit(mode, gamma)
+    if mode == "stage3":
+        raise InputError("credit: 'stage3' replaces the outcome advantage too; call stage3_advantages")
     values_BT = reward_BT.double().masked_fill(~mask_BT, 0.0)
     if mode == "return_to_go":
         values_BT = return_to_go(values_BT, mask_BT, gamma)
@@ -193,13 +267,34 @@ def _row_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return values_BT.masked_fill(~mask_BT, 0.0).sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
 
 
+def _z_in_group(values_B: Tensor, group_size: int) -> Tensor:
+    """(x - mean) / (std + 1e-8) over the group's values that are no NaN; 0 for those that are."""
+    values_GN = values_B.view(-1, group_size)
+    seen_GN = ~values_GN.isnan()
+    off_GN = (values_GN - values_GN.nanmean(dim=1, keepdim=True)).masked_fill(~seen_GN, 0.0)
+    freedom_G = (seen_GN.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    std_G = (off_GN.square().sum(dim=1, keepdim=True) / freedom_G).sqrt()
+    return (off_GN / (std_G + _STAGE3_EPS)).flatten()
+
+
+def _z_over_positions(values_BT: Tensor, mask_BT: Tensor, group_size: int, positions: int) -> Tensor:
+    """(x - mean) / (std + 1e-8) over `positions` places a group, of which all but the unmasked hold 0; 0 if masked."""
+
+    def group_sum(of_BT: Tensor) -> Tensor:
+        return of_BT.sum(dim=1).view(-1, group_size).sum(dim=1).repeat_interleave(group_size)[:, None]
+
+    mean_B1 = group_sum(values_BT) / positions
+    off_BT = (values_BT - mean_B1).masked_fill(~mask_BT, 0.0)
+    zeros_B1 = positions - group_sum(mask_BT)
+    std_B1 = ((group_sum(off_BT.square()) + zeros_B1 * mean_B1.square()) / (positions - 1)).sqrt()
+    return off_BT / (std_B1 + _STAGE3_EPS)
+
+
 def _value_at_step_end(values_BT: Tensor, mask_BT: Tensor, step_end_BT: Tensor) -> Tensor:
     positions_T = torch.arange(values_BT.shape[1], device=values_BT.device)
-    last_B = last_token(mask_BT)
-    ends_BT = (step_end_BT & mask_BT) | (positions_T == last_B[:, None])
     # The nearest end at or after t: a running minimum from the right over the positions of ends.
     beyond = values_BT.shape[1]
-    end_BT = torch.where(ends_BT, positions_T, beyond).flip(1).cummin(dim=1).values.flip(1)
+    end_BT = torch.where(last_of_steps(mask_BT, step_end_BT), positions_T, beyond).flip(1).cummin(dim=1).values.flip(1)
     return values_BT.gather(1, end_BT.clamp(max=beyond - 1))
 
 

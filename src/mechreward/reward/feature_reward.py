@@ -11,6 +11,7 @@ else is in the batch.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref
+from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref, step_ends
+from mechreward.features.aggregation import Aggregation, StepEndAggregation, build_aggregation, pooling_spec
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
-from mechreward.reward.aggregation import check_aggregation, pool
+from mechreward.reward.aggregation import pool
 from mechreward.reward.batch import Text, check_lengths
+from mechreward.reward.normalization import Normalization, build_normalization
 from mechreward.sae import SAE
 from mechreward.verifiers import as_text
 
@@ -43,9 +46,13 @@ class FeatureReward:
     Args:
         features: a pack, or weights by feature id (then every scale is 1: the SAE's own units).
         sae: the SAE the ids belong to.
-        aggregation: how tokens become a trajectory reward: mean, max, last; `per_token` is for
-            `MechRewardGRPOTrainer` and pools like mean where one number is wanted.
-        normalization: `noop` alone; what normalises across a batch belongs to the advantage (`reward.credit`).
+        aggregation: how tokens become a trajectory reward, a name or an object of `features.aggregation`: mean, max,
+            last, last_k, weighted_mean, step_end; `per_token` is for `MechRewardGRPOTrainer` and pools like mean where
+            one number is wanted.
+        normalization: what a plain trainer is paid: the trajectory rewards of one call, put on a common scale by
+            `reward.normalization` (zscore, rank, sigmoid, minmax, noop). It acts in `__call__` alone. Gate 1 reads
+            `compute`, before it. `MechRewardGRPOTrainer` refuses all but noop: token rewards are centred in their
+            group and scaled once, and a statistic over trajectories says nothing of a token.
         name: how trainers log it.
 
     Raises:
@@ -56,19 +63,17 @@ class FeatureReward:
         self,
         features: FeaturePack | dict[int, float],
         sae: SAE,
-        aggregation: str = "mean",
-        normalization: str = "noop",
+        aggregation: str | Aggregation = "mean",
+        normalization: str | Normalization = "noop",
         name: str = "feature_reward",
     ) -> None:
-        check_aggregation(aggregation)
-        if normalization != "noop":
-            raise InputError(f"normalization: {normalization!r} is not 'noop', the only one; see reward.credit")
+        self._pooling = build_aggregation(aggregation)
+        self.normalization = build_normalization(normalization)
         pack = features if isinstance(features, FeaturePack) else _pack_of(features, sae)
         check_pack(pack, sae)
         # Hashing and gating go by what pools the trajectory, so the pack takes on the pooling used here.
-        self.pack = pack.model_copy(update={"pooling": "mean" if aggregation == "per_token" else aggregation})
+        self.pack = pack.model_copy(update={"pooling": pooling_spec(self._pooling)})
         self.sae = sae
-        self.aggregation = aggregation
         self.name = self.__name__ = name
         self._weight_K = torch.tensor([feature.weight / feature.scale for feature in pack.features])
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
@@ -76,12 +81,22 @@ class FeatureReward:
 
     @classmethod
     def from_pack(
-        cls, pack: FeaturePack | str | Path, sae: SAE, aggregation: str | None = None, **options: Any
+        cls, pack: FeaturePack | str | Path, sae: SAE, aggregation: str | Aggregation | None = None, **options: Any
     ) -> FeatureReward:
         """Builds a reward from a pack, its file, or a bundled pack's name; `aggregation` is the pack's if None."""
         if not isinstance(pack, FeaturePack):
             pack = load_pack(pack)
         return cls(pack, sae, aggregation=pack.pooling if aggregation is None else aggregation, **options)
+
+    @property
+    def aggregation(self) -> str:
+        """The aggregation's name, parameters included: `pool` takes it."""
+        return self._pooling.spec
+
+    @property
+    def step_mark(self) -> str | None:
+        """The text that ends a step, if the aggregation is `step_end`: then `pool` and `compute` want `step_ends`."""
+        return self._pooling.mark if isinstance(self._pooling, StepEndAggregation) else None
 
     @property
     def layer(self) -> int:
@@ -123,9 +138,25 @@ class FeatureReward:
         reward_BT[readable_BT] = (acts_NK @ self._weight_K.to(acts_NK.device)).to(h_BTD.device)
         return reward_BT
 
-    def compute(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
-        """One reward a row, pooled by `aggregation` over the tokens that have one; NaN for a row without any."""
-        return pool(self.compute_per_token(h_BTD, mask_BT), self.readable(h_BTD, mask_BT), self.aggregation)
+    def compute(
+        self,
+        h_BTD: Float[Tensor, "b t d"],
+        mask_BT: Bool[Tensor, "b t"],
+        step_end_BT: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """One reward a row, pooled by `aggregation` over the tokens that have one; NaN for a row without any.
+
+        Raises:
+            InputError: as `compute_per_token`, and for `step_end` without `step_end_BT` (see `step_mark`).
+        """
+        reward_BT = self.compute_per_token(h_BTD, mask_BT)
+        return pool(reward_BT, self.readable(h_BTD, mask_BT), self._pooling, step_end_BT)
+
+    def step_ends(
+        self, tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]
+    ) -> Bool[Tensor, "b t"] | None:
+        """The `step_end_BT` that `compute` and `pool` want for these completions; None if they want none."""
+        return None if self.step_mark is None else step_ends(tokenizer, completion_ids, self.step_mark)
 
     def bind(
         self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, layer: int | None = None
@@ -170,8 +201,9 @@ class FeatureReward:
             texts = [as_text(completion) for completion in completions]
             completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         [(reward_BT, readable_BT)] = read_tokens([self], model, prompt_ids, [list(ids) for ids in completion_ids])
-        pooled = pool(reward_BT, readable_BT, self.aggregation).tolist()
-        return [value if has else None for value, has in zip(pooled, readable_BT.any(dim=1).tolist(), strict=True)]
+        ends_BT = self.step_ends(tokenizer, completion_ids)
+        paid = self.normalization(pool(reward_BT, readable_BT, self._pooling, ends_BT)).tolist()
+        return [None if math.isnan(value) else value for value in paid]
 
     def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         if not self.pack.model_name:
