@@ -91,6 +91,10 @@ def test_support_is_that_of_exact_arithmetic(architecture: str, seed: int, offse
     assert (got >= 0).all()
     np.testing.assert_array_equal(got > 0, wanted > 0)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4 * (1 + offset))
+    ids = [29, 3, 12, 3, 13, 14]
+    chosen = sae.read(x_ND, ids).numpy()
+    assert (chosen >= 0).all()
+    np.testing.assert_array_equal(chosen > 0, wanted[:, ids] > 0)
 
 
 def test_the_planted_ties_are_beyond_float32() -> None:
@@ -129,6 +133,8 @@ def test_margin_by_hand() -> None:
     scaled = encoder(scale_F=torch.tensor([2.0, 0.1]), k=1)
     wanted = torch.tensor([[2**0.5 * 10 * 5 + 4 * 4], [4 * 4]]) * 2.0**-24
     torch.testing.assert_close(scaled.margin(x), wanted, rtol=1e-6, atol=0)
+    shrunk = encoder(scale_F=torch.tensor([0.5, 0.1]), k=1)
+    torch.testing.assert_close(shrunk.margin(x), encoder().margin(x), rtol=1e-6, atol=0)
 
 
 def test_exact_products_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
