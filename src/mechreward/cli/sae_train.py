@@ -18,7 +18,9 @@ def train(arguments: list[str], prog: str) -> int:
     from mechreward.sae.recipe import SAERecipe
 
     recipe = parse_settings(SAERecipe, arguments, prog)
-    console.print(f"[bold]mechreward[/] SAE of {recipe.model}, block {recipe.layer} [dim]-> {recipe.out}[/]")
+    console.print(
+        f"[bold]mechreward[/] SAE of {recipe.model}, block {recipe.layer} [dim]-> {recipe.out}[/]", soft_wrap=True
+    )
     _tell(recipe, _run(recipe))
     return 0
 

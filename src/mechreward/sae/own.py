@@ -14,7 +14,7 @@ from mechreward.sae.sae import SAEMeta
 from mechreward.sae.training import TrainedSAE, Watch, train_sae
 
 BUFFER_TOKENS = 65536
-"""Tokens shuffled together, where one pass over the rows has as many."""
+"""Most tokens that are shuffled together."""
 
 
 def own_shape(loaded: LoadedModel, *, expansion: int, k: int, **options: Any) -> SAEShape:
@@ -63,13 +63,15 @@ def train_own_sae(
     if held_out is None:
         rows, held_out = set_aside([[row] for row in rows])
 
-    def stream(rows: Sequence[Row], epochs: int | None, reuse: int) -> ActivationStream:
+    def stream(rows: Sequence[Row], wanted: int | None, epochs: int | None, reuse: int) -> ActivationStream:
+        held = sum(len(completion) for _, completion in rows)
         return activation_batches(
             loaded,
             rows,
             meta.layer,
             batch_size=batch_size,
-            buffer_size=max(2 * batch_size, min(BUFFER_TOKENS, sum(len(completion) for _, completion in rows))),
+            # No more than is wanted: to fill a buffer means reading.
+            buffer_size=max(2 * batch_size, min(BUFFER_TOKENS, held, wanted or held)),
             seed=seed,
             epochs=epochs,
             reuse=reuse,
@@ -78,13 +80,13 @@ def train_own_sae(
         )
 
     return train_sae(
-        stream(rows, None, reuse),
+        stream(rows, n_tokens // max(1, reuse), None, reuse),
         shape,
         n_tokens=n_tokens,
         meta=meta,
         lr=lr,
         batch_size=batch_size,
-        held_out=first_tokens(stream(held_out, 1, 1), n_held_out),
+        held_out=first_tokens(stream(held_out, n_held_out, 1, 1), n_held_out),
         seed=seed,
         device=device,
         watch=watch,
