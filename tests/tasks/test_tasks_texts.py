@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -34,6 +35,7 @@ def test_a_folder_that_datasets_can_read(tmp_path: Path) -> None:
         pd.DataFrame([{"text": text}]).to_parquet(tmp_path / f"{split}-00000.parquet")
     assert load_texts(tmp_path) == ["yes"]
     assert load_texts(tmp_path, split="test") == ["no"]
+    assert load_texts(tmp_path, options={"data_files": {"train": str(tmp_path / "test-00000.parquet")}}) == ["no"]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,11 @@ def test_a_folder_that_datasets_can_read(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe", {}, r"a.txt is not UTF-8 text \(byte 0\)"),
         ("a.jsonl", b'{"t": 1}', {}, "text_column: there is no column 'text' in line 1 of .*the columns there are: t"),
         ("a.xlsx", b"x", {}, "text: '.*a.xlsx' is a .xlsx file; allowed are a .txt, .jsonl, .csv or .parquet file"),
+        ("a.txt", b"x", {"options": {"name": "b"}}, r"text_options: \['name'\] mean nothing to .*a.txt"),
         ("a.txt", b"x", {"limit": 0}, "limit: 0 is not a number of documents"),
     ],
 )
-def test_mistakes(tmp_path: Path, name: str, content: bytes | None, options: dict[str, int], message: str) -> None:
+def test_mistakes(tmp_path: Path, name: str, content: bytes | None, options: dict[str, Any], message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):

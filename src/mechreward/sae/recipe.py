@@ -29,6 +29,8 @@ class SAERecipe(Settings):
     """Documents: .txt (parted by blank lines), .jsonl, .csv or .parquet files, or Hugging Face dataset ids."""
     text_column: str = "text"
     """Column of a file or dataset that holds the documents."""
+    text_options: dict[str, str] = Field(default_factory=dict)
+    """Options of `datasets.load_dataset` for documents, e.g. `name: wikitext-2-raw-v1`."""
     task: tuple[str, ...] = ()
     """Questions, read with their worked solutions: .jsonl, .csv or .parquet files, `tiny:easy`, `tiny:long`,
     `reasoning-gym:NAME`, or Hugging Face dataset ids."""
@@ -39,7 +41,7 @@ class SAERecipe(Settings):
     solution_column: str | None = None
     """Column that holds a worked solution, where the answer is none."""
     generator_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
-    """Options of a reasoning-gym generator, e.g. `min_terms: 2`."""
+    """Options of a reasoning-gym generator, e.g. `min_terms: 2`, or of `datasets.load_dataset`, e.g. `name: main`."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     prompt_format: str = "{question}"

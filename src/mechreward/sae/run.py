@@ -109,7 +109,6 @@ def prepare(recipe: SAERecipe) -> Sources:
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
-    require_sae_lens()
     if not recipe.text and not recipe.task:
         raise InputError("text, task: neither was given; at least one source is needed to train on")
     if recipe.own_answers and not recipe.task:
@@ -127,6 +126,7 @@ def prepare(recipe: SAERecipe) -> Sources:
     set_aside([*documents, *asked])
     if recipe.own_answers:
         tokenise_prompts(loaded, questions, max_new_tokens=recipe.max_new_tokens, chat=recipe.chat)
+    require_sae_lens()
     return Sources(loaded, shape, documents, questions, asked)
 
 
@@ -151,7 +151,8 @@ def _check_length(recipe: SAERecipe, loaded: LoadedModel) -> None:
 
 
 def _load_texts(recipe: SAERecipe, source: str) -> list[str]:
-    return load_texts(source, column=recipe.text_column, split=recipe.split, limit=recipe.limit)
+    options = dict(recipe.text_options)
+    return load_texts(source, column=recipe.text_column, split=recipe.split, limit=recipe.limit, options=options)
 
 
 def _load_task(recipe: SAERecipe, number: int) -> list[Question]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mechreward.errors import InputError
 from mechreward.tasks.hub import hub_rows, is_dataset
@@ -16,7 +17,12 @@ from mechreward.tasks.rows import SUFFIXES, Row, is_file, read_rows, text_cell
 
 
 def load_texts(
-    source: str | Path, *, column: str = "text", split: str = "train", limit: int | None = None
+    source: str | Path,
+    *,
+    column: str = "text",
+    split: str = "train",
+    limit: int | None = None,
+    options: dict[str, Any] | None = None,
 ) -> list[str]:
     """Loads documents, in the source's order.
 
@@ -25,23 +31,28 @@ def load_texts(
         column: the column that holds the text; a `.txt` file has none.
         split: the split of a Hugging Face dataset.
         limit: take the first `limit` documents; None takes all.
+        options: keyword arguments of `datasets.load_dataset`.
 
     Raises:
         InputError: naming the field at fault; for a bad row, which row.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} is not a number of documents; allowed are whole numbers from 1")
-    texts = list(islice(filter(None, _open(str(source), column, split)), limit))
+    texts = list(islice(filter(None, _open(str(source), column, split, options or {})), limit))
     if not texts:
         raise InputError(f"text: {source} holds no text; at least one document is needed")
     return texts
 
 
-def _open(source: str, column: str, split: str) -> Iterator[str]:
+def _open(source: str, column: str, split: str, options: dict[str, Any]) -> Iterator[str]:
+    if is_dataset(source):
+        return _column(hub_rows(source, options, split=split), column)
+    if options:
+        raise InputError(
+            f"text_options: {sorted(options)} mean nothing to {source}; they are for Hugging Face datasets"
+        )
     if Path(source).suffix.lower() == ".txt":
         return _paragraphs(Path(source))
-    if is_dataset(source):
-        return _column(hub_rows(source, {}, split=split), column)
     if Path(source).suffix.lower() in SUFFIXES:
         return _column(read_rows(Path(source)), column)
     kind = f"a {Path(source).suffix or 'nameless kind of'} file" if is_file(source) else "no file or dataset"
