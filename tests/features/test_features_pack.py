@@ -83,8 +83,23 @@ def test_hash_covers_the_sae(field: str, value: int | str) -> None:
     assert make_pack(sae=sae).spec_hash != make_pack().spec_hash
 
 
-def test_hash_covers_the_pooling() -> None:
-    assert len({make_pack(pooling=pooling).spec_hash for pooling in ("mean", "max", "last")}) == 3
+def test_hash_covers_the_pooling_and_its_parameters() -> None:
+    poolings = ["mean", "max", "last", "last_k", "last_8", "weighted_mean", "step_end", "step_end:."]
+    assert len({make_pack(pooling=pooling).spec_hash for pooling in poolings}) == 8
+
+
+def test_hashes_of_packs_made_before_there_were_parameters() -> None:
+    hashes = [make_pack(pooling=pooling).spec_hash[:16] for pooling in ("mean", "max", "last")]
+    assert hashes == ["f0865eb465e1f42a", "efbe9def64dcfe22", "1dd29a7c2550d4ce"]
+
+
+def test_a_pooling_is_kept_with_its_parameters(tmp_path: Path) -> None:
+    kept = {"last_k": "last_16", "mean_last_8_tokens": "last_8", "last_1": "last", "step_end": "step_end:\n"}
+    for name, spec in kept.items():
+        pack = make_pack(pooling=name)
+        assert pack.pooling == spec and pack.spec_hash == make_pack(pooling=spec).spec_hash
+        save_pack(pack, tmp_path / "pack.json")
+        assert load_pack(tmp_path / "pack.json") == pack
 
 
 BAD = [
@@ -99,6 +114,8 @@ BAD = [
     ({"features": [{"id": 2, "weight": 1.0, "scale": float("inf")}]}, r"features.0.scale: .*finite"),
     ({"features": [{"id": 2, "weight": 1.0}]}, r"features.0.scale: field required"),
     ({"pooling": "median"}, r"pooling: .*'median' is not one of mean, max, last"),
+    ({"pooling": "last_0"}, r"pooling: .*k: 0 is not allowed.*got 'last_0'"),
+    ({"pooling": "step_end:"}, r"pooling: .*step_end: is empty"),
     ({"name": ""}, r"name: .*at least 1 character"),
 ]
 

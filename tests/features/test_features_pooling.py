@@ -16,6 +16,9 @@ from mechreward.models import LoadedModel
 from mechreward.rollout import Response
 from mechreward.sae import SAE, SAEMeta
 
+DOT = 59
+"""Id of "." in the character tokenizer."""
+
 
 def make_sae(width: int, features: int, layer: int) -> SAE:
     generator = torch.Generator().manual_seed(0)
@@ -42,16 +45,27 @@ def naive(model: PreTrainedModel, sae: SAE, response: Response, pooling: str) ->
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states[sae.meta.layer + 1][0]
     acts = sae.encode(states[len(response.prompt_ids) :])
-    return {"mean": acts.mean(0), "max": acts.amax(0), "last": acts[-1]}[pooling]
+    n = len(acts)
+    ramp = torch.linspace(0.1, 1.0, n)[:, None] if n > 1 else torch.ones(1, 1)
+    ends = [i for i, token in enumerate(response.completion_ids) if token == DOT or i == n - 1]
+    return {
+        "mean": acts.mean(0),
+        "max": acts.amax(0),
+        "last": acts[-1],
+        "last_3": acts[-3:].mean(0),
+        "weighted_mean": (ramp * acts).sum(0) / ramp.sum(),
+        "step_end:.": acts[ends].mean(0),
+    }[pooling]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "last", "last_3", "weighted_mean", "step_end:."])
 def test_pooled_activations_equal_one_forward_a_response(
     tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast, pooling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mechreward.features.pooling.TOKENS", 7)
     loaded, sae = LoadedModel(tiny_llama, char_tokenizer, "tiny"), make_sae(32, 48, layer=1)
-    responses = make_responses(5, 4)
+    dotted = [tuple(DOT if i % 3 == 0 else i for i in r.completion_ids) for r in make_responses(5, 4)]
+    responses = [replace(r, completion_ids=ids) for r, ids in zip(make_responses(5, 4), dotted, strict=True)]
     batches = list(pooled_activations(loaded, sae, responses, pooling, batch_size=6))
     assert [len(batch.question_ids) for batch in batches] == [8, 8, 4]
     assert all(len(set(batch.question_ids)) * 4 == len(batch.question_ids) for batch in batches)
@@ -63,6 +77,7 @@ def test_pooled_activations_equal_one_forward_a_response(
     reference = torch.stack([naive(tiny_llama, sae, response, pooling) for response in expected])
     torch.testing.assert_close(acts, reference, atol=1e-4, rtol=1e-4)
     assert (acts > 0).any(1).all()
+    assert char_tokenizer.decode([DOT]) == "." and sum(r.completion_ids.count(DOT) for r in responses) > 20
 
 
 def test_pool_features_by_hand() -> None:

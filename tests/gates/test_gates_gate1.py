@@ -339,3 +339,23 @@ def test_scores_are_the_rewards_own_on_a_real_model(loaded: LoadedModel, aggrega
     np.testing.assert_allclose(packs_PN[0], other.compute(h_BTD, mask_BT), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(packs_PN[1], judged_N, rtol=1e-4, atol=1e-4)
     assert len(np.unique(judged_N)) > 10
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max", "last_3", "weighted_mean", "step_end:."])
+def test_the_gate_pools_as_the_reward_pays(loaded: LoadedModel, aggregation: str) -> None:
+    """The gate's score, the reward as a trainer calls it, and its own pack as a baseline are the same numbers."""
+    dot = 59
+    responses = [
+        replace(r, completion_ids=tuple(dot if i % 3 == 0 else i for i in r.completion_ids))
+        for r in make_world(4, 4).responses
+    ]
+    reward = FeatureReward({0: 1.0, 3: -0.5, 9: 2.0}, make_sae(), aggregation=aggregation)
+    judged_N, packs_PN = read_scores(reward, [reward.pack], responses, loaded, batch_size=5)
+    reward.bind(loaded.model, loaded.tokenizer)
+    # The prompts are single characters, which the tokenizer gives back one to one.
+    prompts = [loaded.tokenizer.decode(list(response.prompt_ids)) for response in responses]
+    kept = [i for i, r in enumerate(responses) if loaded.tokenizer(prompts[i])["input_ids"] == list(r.prompt_ids)]
+    paid = reward(prompts, [""] * len(prompts), completion_ids=[list(r.completion_ids) for r in responses])
+    assert len(kept) >= 10 and len({round(float(judged_N[i]), 4) for i in kept}) >= 10
+    np.testing.assert_allclose([paid[i] for i in kept], judged_N[kept], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(packs_PN[0], judged_N, rtol=1e-4, atol=1e-5)

@@ -32,7 +32,7 @@ def test_weighted_sum() -> None:
     assert CompositeReward([constant([1.0, 2.0, -3.0]), RIGHT])(PROMPTS, COMPLETIONS) == [2.0, 2.0, -2.0]
 
 
-@pytest.mark.parametrize("mode", ["sum", "bounded"])
+@pytest.mark.parametrize("mode", ["sum", "bounded", "stratified"])
 def test_none_and_nan_stay_none(mode: str) -> None:
     composite = CompositeReward([constant([None, 2.0, math.nan]), RIGHT], mode=mode)
     values = composite(PROMPTS, COMPLETIONS)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import statistics
 
 import pytest
 import torch
 
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, PackValidation, SAERef, save_pack
-from mechreward.reward import FeatureReward
+from mechreward.reward import FeatureReward, LastKAggregation, SigmoidSquash
 from mechreward.reward.feature_reward import read_tokens
 from mechreward.sae import SAE, SAEMeta
 
@@ -258,3 +260,75 @@ def test_bound_on_first_use_from_the_packs_model(tiny_llama, char_tokenizer, tmp
     unbound = FeatureReward.from_pack(pack, sae=sae)
     bound = FeatureReward(WEIGHTS, sae).bind(tiny_llama, char_tokenizer)
     assert unbound(["x"], ["y"], completion_ids=[[5, 6]]) == pytest.approx(bound(["x"], ["y"], completion_ids=[[5, 6]]))
+
+
+NEWLINE = 63
+"""Its id in the character tokenizer."""
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "last", "last_2", "weighted_mean", "step_end"])
+def test_every_aggregation_in_call_equals_the_pooled_tokens(name: str, tiny_llama, char_tokenizer) -> None:
+    completions = [[10, NEWLINE, 12, 1], [20, 21, 22, NEWLINE, NEWLINE, 25, 26], [30]]
+    reward = FeatureReward(WEIGHTS, random_sae(32, 64), aggregation=name).bind(tiny_llama, char_tokenizer)
+    prompt_ids = [char_tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    tokens = [token_by_token(tiny_llama, reward.sae, p, c) for p, c in zip(prompt_ids, completions, strict=True)]
+    expected = []
+    for values, ids in zip(tokens, completions, strict=True):
+        n = len(values)
+        ramp = [0.1 + 0.9 * i / (n - 1) if n > 1 else 1.0 for i in range(n)]
+        ends = [value for i, value in enumerate(values) if ids[i] == NEWLINE or i == n - 1]
+        expected.append(
+            {
+                "mean": sum(values) / n,
+                "max": max(values),
+                "last": values[-1],
+                "last_2": sum(values[-2:]) / len(values[-2:]),
+                "weighted_mean": sum(w * v for w, v in zip(ramp, values, strict=True)) / sum(ramp),
+                "step_end": sum(ends) / len(ends),
+            }[name]
+        )
+    paid = reward(PROMPTS, ["ignored"] * 3, completion_ids=completions)
+    assert paid == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert len({round(value, 3) for value in paid}) == 3
+
+
+def test_aggregations_by_hand_and_their_hash() -> None:
+    sae = identity_sae()
+    pack = pack_of(sae, [PackFeature(id=0, weight=1.0, scale=1.0)], pooling="last_2")
+    reward = FeatureReward.from_pack(pack, sae=sae)
+    assert reward.aggregation == "last_2" and reward.compute(H, MASK).tolist() == [2.0, 0.25]
+    assert reward.spec_hash == pack.spec_hash
+    assert FeatureReward({0: 1.0}, sae, aggregation=LastKAggregation(2)).spec_hash == pack.spec_hash
+    assert FeatureReward.from_pack(pack, sae=sae, aggregation="last_3").spec_hash != pack.spec_hash
+    assert FeatureReward({0: 1.0}, sae, aggregation="last_k").aggregation == "last_16"
+
+
+def test_step_end_needs_to_know_where_steps_end(char_tokenizer) -> None:
+    reward = FeatureReward({0: 1.0}, identity_sae(), aggregation="step_end:.")
+    assert reward.step_mark == "." and reward.pack.pooling == "step_end:."
+    ends = torch.tensor([[1, 0, 0], [0, 0, 0]]).bool()
+    assert reward.compute(H, MASK, ends).tolist() == [2.0, 0.5]
+    with pytest.raises(InputError, match="step_end: this aggregation needs a mask"):
+        reward.compute(H, MASK)
+    found = reward.step_ends(char_tokenizer, [[59, 5], [5]])
+    assert found is not None and found.tolist() == [[True, False], [False, False]]
+    other = FeatureReward({0: 1.0}, identity_sae())
+    assert other.step_mark is None and other.step_ends(char_tokenizer, [[59]]) is None
+
+
+def test_normalization_acts_on_the_rewards_of_one_call(tiny_llama, char_tokenizer) -> None:
+    def made(**options) -> FeatureReward:
+        return FeatureReward(WEIGHTS, random_sae(32, 64), **options).bind(tiny_llama, char_tokenizer)
+
+    prompts, completion_ids = [*PROMPTS, "b"], [*COMPLETION_IDS, []]
+    raw = made()(prompts, [""] * 4, completion_ids=completion_ids)
+    assert raw[3] is None
+    mean, std = statistics.mean(raw[:3]), statistics.pstdev(raw[:3])
+    scaled = made(normalization="zscore")(prompts, [""] * 4, completion_ids=completion_ids)
+    assert scaled[:3] == pytest.approx([(value - mean) / std for value in raw[:3]], rel=1e-4, abs=1e-5)
+    assert scaled[3] is None
+    by_object = made(normalization=SigmoidSquash(2.0))(prompts, [""] * 4, completion_ids=completion_ids)
+    assert by_object[:3] == pytest.approx([1 / (1 + math.exp(-value / 2)) for value in raw[:3]], rel=1e-4)
+    # Neither the hash nor what Gate 1 reads knows of it.
+    plain, ranked = FeatureReward({0: 1.0}, identity_sae()), FeatureReward({0: 1.0}, identity_sae(), "mean", "rank")
+    assert ranked.spec_hash == plain.spec_hash and torch.equal(ranked.compute(H, MASK), plain.compute(H, MASK))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from transformers import TrainerState
 
 from mechreward.errors import InputError
-from mechreward.reward import CompositeReward, FeatureReward, OutcomeReward
+from mechreward.reward import CompositeReward, FeatureReward, LinearAnnealSchedule, OutcomeReward, WeightSchedule
 from mechreward.sae import SAE, SAEMeta
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
 
@@ -51,9 +53,42 @@ def test_a_composite_without_features_stays_whole() -> None:
     assert split_rewards([bounded, DENSE], None).scalar == [bounded]
 
 
+@pytest.mark.parametrize("mode", ["bounded", "stratified"])
+def test_a_bound_on_whole_completions_is_refused(mode: str) -> None:
+    with pytest.raises(InputError, match=f"both: mode '{mode}' has no meaning for token rewards; use mode 'sum'"):
+        split_rewards(CompositeReward([DENSE, RIGHT], mode=mode, name="both"), None)
+    assert split_rewards(CompositeReward([RIGHT], mode=mode), None).dense == []
+
+
+def test_a_normalization_is_refused() -> None:
+    ranked = FeatureReward({0: 1.0}, TINY, normalization="rank", name="ranked")
+    with pytest.raises(InputError, match="ranked: its normalization acts on whole completions"):
+        split_rewards([CompositeReward([ranked]), RIGHT], None)
+    assert split_rewards([FeatureReward({0: 1.0}, TINY, normalization="none")], None).dense
+
+
+def test_lambda_is_a_number_a_schedule_or_implied() -> None:
+    assert DenseConfig().weight_at(3, 10, implied=0.25) == 0.25
+    assert DenseConfig(weight=0.0).weight_at(3, 10, implied=0.25) == 0.0
+    schedule = DenseConfig(weight=LinearAnnealSchedule(0.2, 0.6))
+    assert [schedule.weight_at(step, 4, implied=9.0) for step in (0, 1, 4)] == pytest.approx([0.2, 0.3, 0.6])
+
+
+def test_a_schedule_of_ones_own_is_checked() -> None:
+    @dataclass(frozen=True)
+    class Falling(WeightSchedule):
+        kind: str = field(default="falling", init=False)
+
+        def __call__(self, step: int, total_steps: int) -> float:
+            return 1.0 - step / total_steps * 2
+
+    falling = DenseConfig(weight=Falling())
+    assert falling.weight_at(1, 4, implied=0.0) == 0.5
+    with pytest.raises(InputError, match="weight: -0.5 is not allowed"):
+        falling.weight_at(3, 4, implied=0.0)
+
+
 def test_what_cannot_be_split_is_named() -> None:
-    with pytest.raises(InputError, match="both: mode 'bounded' has no meaning for token rewards"):
-        split_rewards(CompositeReward([DENSE, RIGHT], mode="bounded", name="both"), None)
     with pytest.raises(InputError, match="reward_weights: 1 for 2 reward functions"):
         split_rewards([DENSE, RIGHT], [1.0])
 
@@ -61,7 +96,8 @@ def test_what_cannot_be_split_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": -0.1}, "weight: -0.1 is negative"),
+        ({"weight": -0.1}, "weight: -0.1 is not allowed; a weight must be a number of 0 or more"),
+        ({"weight": float("nan")}, "weight: nan is not allowed"),
         ({"gamma": 2.0}, "gamma: 2.0 is outside"),
         ({"credit": "step", "step_end": ""}, "step_end: is empty"),
         ({"read_batch_size": 0}, "read_batch_size: 2, 0 must be at least 0 and 1"),

@@ -126,7 +126,7 @@ def _weighted_sums(parts: Sequence[Sequence[float | None]], weights: Sequence[fl
 
 def _weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
     seen = [weight * value for weight, value in zip(weights, values, strict=True) if value is not None]
-    return sum(seen) if len(seen) == len(values) else None
+    return sum(seen, 0.0) if len(seen) == len(values) else None
 
 
 def bounded(dense: float, gap: float) -> float:

@@ -44,7 +44,7 @@ class ConstantSchedule(WeightSchedule):
     kind: str = field(default="constant", init=False)
 
     def __post_init__(self) -> None:
-        _check_weight("value", self.value)
+        check_weight("value", self.value)
 
     def __call__(self, step: int, total_steps: int) -> float:
         _check_step(step, total_steps)
@@ -59,8 +59,8 @@ class _Ramp(WeightSchedule):
     """Steps at `start` before anything moves."""
 
     def __post_init__(self) -> None:
-        _check_weight("start", self.start)
-        _check_weight("end", self.end)
+        check_weight("start", self.start)
+        check_weight("end", self.end)
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps: {self.warmup_steps} is negative; it must be 0 or more")
 
@@ -110,14 +110,15 @@ class StepSchedule(WeightSchedule):
         if any(first >= second for first, second in zip(self.boundaries, self.boundaries[1:], strict=False)):
             raise InputError(f"boundaries: {self.boundaries} do not rise from step to step")
         for value in self.values:
-            _check_weight("values", value)
+            check_weight("values", value)
 
     def __call__(self, step: int, total_steps: int) -> float:
         _check_step(step, total_steps)
         return self.values[sum(step >= boundary for boundary in self.boundaries)]
 
 
-def _check_weight(name: str, value: float) -> None:
+def check_weight(name: str, value: float) -> None:
+    """Raises InputError unless `value` is a finite number of 0 or more."""
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{name}: {value} is not allowed; a weight must be a number of 0 or more")
 

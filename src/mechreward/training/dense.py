@@ -9,8 +9,9 @@ from typing import Any, Literal
 from transformers import TrainerState
 
 from mechreward.errors import InputError
-from mechreward.reward import CompositeReward, Credit, FeatureReward
+from mechreward.reward import CompositeReward, Credit, FeatureReward, NoopNormalization, WeightSchedule
 from mechreward.reward.credit import check_credit
+from mechreward.reward.schedule import check_weight
 
 DEFAULT_WEIGHT = 0.1
 _STATE_KEY = "MechRewardDense"
@@ -24,10 +25,11 @@ class DenseConfig:
         InputError: naming the first field that is not allowed.
     """
 
-    weight: float | None = None
-    """Lambda: RMS of the dense advantage as a share of the outcome advantage's. None: the dense weights over the other
-    weights where the user gave weights (CompositeReward or `args.reward_weights`), else 0.1. With 0 the rewards are
-    read and logged but do not train."""
+    weight: float | WeightSchedule | None = None
+    """Lambda: RMS of the dense advantage as a share of the outcome advantage's, one number or a schedule over the run's
+    steps (`mechreward.reward.schedule`). None: the dense weights over the other weights where the user gave weights
+    (CompositeReward or `args.reward_weights`), else 0.1. With 0 the rewards are read and logged but do not train.
+    For credit `stage3` it is the seed's raw lambda."""
     credit: Credit = "per_token"
     """How token rewards become credits, see `mechreward.reward.credit`."""
     gamma: float = 1.0
@@ -49,8 +51,8 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         check_credit(self.credit, self.gamma)
-        if self.weight is not None and self.weight < 0:
-            raise InputError(f"weight: {self.weight} is negative; the dense share must be 0 or more")
+        if isinstance(self.weight, float | int):
+            check_weight("weight", self.weight)
         if self.reader not in ("policy", "frozen"):
             raise InputError(f"reader: {self.reader!r} is not one of policy, frozen")
         if self.credit == "step" and not self.step_end:
@@ -60,6 +62,18 @@ class DenseConfig:
         if self.sample_rollouts < 0 or self.read_batch_size < 1:
             sizes = f"{self.sample_rollouts}, {self.read_batch_size}"
             raise InputError(f"sample_rollouts, read_batch_size: {sizes} must be at least 0 and 1")
+
+    def weight_at(self, step: int, total_steps: int, implied: float) -> float:
+        """Lambda after `step` of `total_steps` optimiser steps; `implied` (`RewardParts.share`) if none was given.
+
+        Raises:
+            InputError: if a schedule gives no number of 0 or more.
+        """
+        if isinstance(self.weight, WeightSchedule):
+            weight = self.weight(step, total_steps)
+            check_weight("weight", weight)
+            return weight
+        return implied if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,9 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
     """Takes FeatureRewards out of a reward, a list of them, or `sum` composites at any depth, weights multiplied in.
 
     Raises:
-        InputError: lengths differ, or a `bounded` composite holds a FeatureReward (a bound on whole completions has no
-            meaning for token credit; the dense share is bounded by `DenseConfig.weight` instead).
+        InputError: lengths differ, a `bounded` or `stratified` composite holds a FeatureReward (a bound on whole
+            completions has no meaning for token credit; the dense share is bounded by `DenseConfig.weight` instead),
+            or a FeatureReward has a normalization (a statistic over trajectories says nothing of a token).
     """
     rewards = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if weights is not None and len(weights) != len(rewards):
@@ -101,6 +116,12 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
     flat = [part for reward, weight in zip(rewards, outer, strict=True) for part in _flatten(reward, weight)]
     dense = [(reward, weight) for reward, weight in flat if isinstance(reward, FeatureReward)]
     scalar = [(reward, weight) for reward, weight in flat if not isinstance(reward, FeatureReward)]
+    for reward, _ in dense:
+        if not isinstance(reward.normalization, NoopNormalization):
+            raise InputError(
+                f"{reward.name}: its normalization acts on whole completions and has no meaning for token rewards; "
+                "use normalization 'noop' in this trainer"
+            )
     given = weights is not None or any(isinstance(reward, CompositeReward) and reward.weighted for reward in rewards)
     return RewardParts(
         dense=[reward for reward, _ in dense],
@@ -114,9 +135,9 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
 def _flatten(reward: Any, weight: float) -> list[tuple[Any, float]]:
     if not isinstance(reward, CompositeReward) or not _holds_features(reward):
         return [(reward, weight)]
-    if reward.mode == "bounded":
+    if reward.mode != "sum":
         raise InputError(
-            f"{reward.name}: mode 'bounded' has no meaning for token rewards; use mode 'sum' in this trainer"
+            f"{reward.name}: mode {reward.mode!r} has no meaning for token rewards; use mode 'sum' in this trainer"
         )
     parts = zip(reward.rewards, reward.weights, strict=True)
     return [part for inner, inner_weight in parts for part in _flatten(inner, weight * inner_weight)]
