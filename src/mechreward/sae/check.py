@@ -7,9 +7,11 @@ the other use of b_dec, matrices turned round), and a mistake is named if undoin
 
 The rules, with `HEALTHY`, `BROKEN` and `GAIN` below: at an FVU of at most HEALTHY nothing is looked for. Above it, the
 other reading with the lowest FVU is named if that is at most BROKEN and at most 1 / GAIN of the plain FVU. If there is
-none and the plain FVU is above BROKEN, what is left is named: nothing fires, unrelated matrices, another model. Between
-the two bars an SAE that no other reading improves is taken for a coarse one. So two mistakes at once, or a neighbouring
-layer where no other block's residuals are given, can go unnoticed.
+none and the plain FVU is above BROKEN, what is left is named: nothing fires, unrelated matrices, then by the profile of
+FVU over the blocks. On the right model it is lowest at the trained block and rises to both sides, also where the SAE
+fits badly because it was trained on other text; on a wrong model it has no such place. Between the two bars an SAE that
+no other reading improves is taken for a coarse one. So two mistakes at once, or a neighbouring layer where no other
+block's residuals are given, can go unnoticed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ UNRELATED = 0.05
 .9, since the decoder starts as the encoder's transpose; chance is about 0."""
 LITTLE = 0.01
 """Share of the mean residual's norm below which b_dec counts as missing."""
+CLEARLY = 0.8
+"""Another block is taken for the trained one, where the SAE fits its own badly, at such a share of the FVU."""
 SILENT = 0.5
 """Active features a token below which the SAE counts as silent."""
 CHANCES, MOSTLY_DEAD = 20, 0.9
@@ -226,12 +230,22 @@ def _what_is_left(sae: SAE, check: SAECheck, h_ND: Float[Tensor, "n d"]) -> str:
             f"likely a transposed matrix: {bad}, and encoder and decoder are unrelated (mean cosine "
             f"{check.encoder_decoder_cosine:.2g}), as if one were reshaped, reordered or another SAE's"
         )
+    return _by_profile(sae, check, bad)
+
+
+def _by_profile(sae: SAE, check: SAECheck, bad: str) -> str:
     made_for = f"; it says it was made for {sae.meta.model_name!r}" if sae.meta.model_name else ""
     if len(check.fvu_by_layer) == 1:
         at = f"at block {check.layer}, the only one whose residuals are given"
         return f"likely a wrong layer or a wrong base model: {bad}, {at}{made_for}"
     best = min(check.fvu_by_layer, key=check.fvu_by_layer.__getitem__)
-    at = f"at every block given (block {best} is the best with FVU {check.fvu_by_layer[best]:.3g})"
+    fvu = check.fvu_by_layer[best]
+    if best == check.layer and fvu < 1:
+        return f"likely other text than it was trained on: {bad}, though better at block {best} than at any other"
+    if fvu <= min(BROKEN, CLEARLY * check.fvu):
+        fits = f"the SAE fits block {best} better (FVU {fvu:.3g}) than block {check.layer} (FVU {check.fvu:.3g})"
+        return f"likely a wrong layer: {fits}, which it says it reads"
+    at = f"at every block given (block {best} is the best with FVU {fvu:.3g})"
     return f"likely a wrong base model: {bad}, {at}{made_for}"
 
 
