@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 
 from mechreward.errors import InputError
 from mechreward.integrations.trl_grpo import MechRewardGRPOTrainer as AtTheSeedsPath
-from mechreward.reward import CompositeReward, FeatureReward, OutcomeReward
+from mechreward.reward import CompositeReward, FeatureReward, LinearAnnealSchedule, OutcomeReward, stage3_advantages
 from mechreward.sae import SAE
 from mechreward.training import DenseConfig, MechRewardGRPOTrainer
 
@@ -190,8 +190,37 @@ def test_every_credit_mode_runs_and_differs_from_myopic(
 def test_step_ends_are_found_by_the_tokens_text(tmp_path, model, sae, char_tokenizer, make) -> None:
     dense = DenseConfig(credit="step", step_end="+")
     trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae)], char_tokenizer, dense=dense)
-    ids = torch.tensor([char_tokenizer("1+2+", add_special_tokens=False)["input_ids"]])
-    assert trainer._step_ends(ids).tolist() == [[False, True, False, True]]
+    ids = torch.tensor([char_tokenizer("1+2+7", add_special_tokens=False)["input_ids"]])
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    ends = trainer._step_ends({"completion_ids": ids, "completion_mask": mask})
+    assert ends.tolist() == [[False, True, False, True, False]]
+
+
+def test_stage3_is_the_seeds_own_formula(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    reward, rollouts = FeatureReward(WEIGHTS, sae), []
+    dense = DenseConfig(weight=0.2, credit="stage3", sample_rollouts=8)
+    trainer = make(tmp_path, model, [reward, even_tokens], char_tokenizer, dense=dense, on_rollouts=rollouts.append)
+    out = score(trainer)
+    mask_BT = out["completion_mask"].bool()
+    reward_BT = torch.zeros(mask_BT.shape)
+    for row, values in enumerate(rollouts[0].token_rewards):
+        reward_BT[row, : len(values)] = torch.tensor(values)
+    outcome_B = torch.tensor(rollouts[0].outcomes)
+    lengths_B = out["prompt_mask"].sum(1)
+    expected = stage3_advantages(outcome_B, reward_BT, mask_BT, lengths_B, GROUP, 0.2)
+    torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-5)
+
+
+def test_lambda_follows_its_schedule(tmp_path, model, sae, char_tokenizer, make) -> None:
+    dense = DenseConfig(weight=LinearAnnealSchedule(0.4, 0.0))
+    config = {"max_steps": 4, "learning_rate": 0.0}
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config, dense=dense
+    )
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "dense/advantage_rms" in row]
+    shares = [row["dense/advantage_rms"] / row["dense/outcome_advantage_rms"] for row in logs]
+    assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1], rel=1e-3)
 
 
 def test_dense_alone_trains_through_a_named_placeholder(tmp_path, model, sae, char_tokenizer, make) -> None:

@@ -287,7 +287,6 @@ def test_share_of_the_dense_part(tmp_path, model, sae, char_tokenizer, make, sco
     trainer = make(tmp_path, model, [reward, even_tokens], char_tokenizer, dense=DenseConfig(weight=0.5))
     out = score(trainer)
     total_BT, mask_BT = out["advantages"].double(), out["completion_mask"].bool()
-    trainer.dense_share = 0.0
     outcome_B = torch.tensor([trainer._logs["advantages"][row] for row in range(8)]).double()
     dense_BT = (total_BT - outcome_B[:, None]).masked_fill(~mask_BT, 0)
     expected = (dense_BT * total_BT).sum() / total_BT.square().sum()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,8 +29,17 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.errors import InputError
 from mechreward.models import unwrap
-from mechreward.reward import Advantages, FeatureReward, dense_advantages, pool, token_credit
+from mechreward.reward import (
+    Advantages,
+    FeatureReward,
+    dense_advantages,
+    pool,
+    stage3_advantages,
+    step_ends,
+    token_credit,
+)
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
+from mechreward.training.batch import Scalars, completions_of, like, loss_mask, prompts_of, rows_of_all, sample
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
 from mechreward.training.host import check_host
 from mechreward.training.logging import Rollouts
@@ -72,10 +82,11 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self.dense = dense or DenseConfig()
         self.dense_rewards = parts.dense
         self.dense_weights = parts.dense_weights
-        self.dense_share = parts.share if self.dense.weight is None else self.dense.weight
+        self._implied_share = parts.share
         self._has_outcome = bool(parts.scalar)
         self._on_rollouts = on_rollouts
         self._token_texts: dict[int, str] = {}
+        self._ends_step: dict[int, bool] = {}
         self._tap = Tap(parts.dense if self.dense.tap else [])
         self._tap_agrees: bool | None = None
         self._frozen: torch.nn.Module | None = None
@@ -88,13 +99,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         for reward in self.dense_rewards:
             reward.check_model(policy)
             reward.sae = reward.sae.to(self.accelerator.device)
-            if self.dense_share > 0 and not reward.gate_passed:
-                logger.warning(
-                    "%s (spec %s) carries no passed gate: nothing shows that it goes with right answers on held-out "
-                    "questions",
-                    reward.name,
-                    reward.spec_hash[:12],
-                )
+            if self.dense.weight != 0 and not reward.gate_passed:
+                name = f"{reward.name} (spec {reward.spec_hash[:12]})"
+                logger.warning("%s carries no passed gate: nothing shows that it goes with right answers", name)
         copied = (
             self.dense_rewards and (self.dense.reader == "frozen" or self.dense.gap_every) and not self._new_adapter
         )
@@ -107,9 +114,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             self._frozen = frozen_decoder(policy, max(reward.layer for reward in self.dense_rewards))
 
     @property
-    def _config(self) -> GRPOConfig:
-        config: Any = self.args
-        return config
+    def dense_share(self) -> float:
+        """Lambda at this step."""
+        return self.dense.weight_at(self.state.global_step, max(1, self.state.max_steps), self._implied_share)
 
     @property
     def _sharded(self) -> bool:
@@ -130,7 +137,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     def _reader_of(self, model: Any) -> Reader | None:
         """Which reader a scoring pass is; None for a reference that moves."""
         if self.ref_model is not None and model is self.ref_model:
-            return None if self._config.sync_ref_model else "frozen"
+            args: Any = self.args
+            return None if args.sync_ref_model else "frozen"
         policy = self.accelerator.unwrap_model(self.model)
         if not isinstance(policy, PeftModel):
             return "policy"
@@ -142,7 +150,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         with self._tap.batch():
             out: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = self._mode()
-        loss_mask_BT = _loss_mask(out)
+        loss_mask_BT = loss_mask(out)
         if self.dense_rewards:
             self._check_batch(out, loss_mask_BT)
             reward_BT, readable_BT = self._read(out, mode)
@@ -181,7 +189,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         parts = self._parts(out, mode)
         total_BT, all_readable_BT = self._sum(parts)
         for reward, (reward_BT, readable_BT) in zip(self.dense_rewards, parts, strict=True):
-            self._log_component(reward, reward_BT, readable_BT & _loss_mask(out), mode)
+            self._log_component(reward, reward_BT, readable_BT & loss_mask(out), out, mode)
         self._metrics[mode]["dense/reader_seconds"].append(time.perf_counter() - started)
         return total_BT, all_readable_BT
 
@@ -214,16 +222,15 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     def _forward(self, reader: Reader, out: dict[str, Any]) -> list[TokenRewards]:
         """Token rewards by one forward over the unpadded rows, in evaluation mode, stopped after the last block."""
-        prompts = _unpadded(out["prompt_ids"], out["prompt_mask"])
-        completions = _unpadded(out["completion_ids"], out["completion_mask"])
+        prompts = prompts_of(out)
+        completions = completions_of(out)
         # A row masked as truncated is read as one token, which no mask lets through: so all processes run as many.
         completions = [ids or prompt[-1:] for ids, prompt in zip(completions, prompts, strict=True)]
         with self._model_of(reader) as model:
             size, stop = self.dense.read_batch_size, not self._sharded
             parts = read_tokens(self.dense_rewards, model, prompts, completions, size, stop)
-        device, shape = out["completion_ids"].device, out["completion_ids"].shape
         mask_BT = out["completion_mask"].bool()
-        padded = [tuple(_padded(values, shape).to(device) for values in part) for part in parts]
+        padded = [tuple(like(out, values) for values in part) for part in parts]
         return [(reward_BT * mask_BT, readable_BT & mask_BT) for reward_BT, readable_BT in padded]
 
     @contextmanager
@@ -248,41 +255,46 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor, loss_mask_BT: Tensor, mode: str
     ) -> Advantages:
         """Advantages of this process's rows, centred and scaled with the rows of all."""
-        group_size = self.num_generations if mode == "train" else self.num_generations_eval
-        step_end_BT = self._step_ends(out["completion_ids"]) if self.dense.credit == "step" else None
-        credit_BT = token_credit(reward_BT, mask_BT, self.dense.credit, self.dense.gamma, step_end_BT)
-        everywhere = dense_advantages(
-            gather(out["advantages"]),
-            self._everywhere(credit_BT),
-            self._everywhere(mask_BT),
-            self._everywhere(loss_mask_BT),
-            group_size=int(group_size or 1),
-            weight=self.dense_share,
-            last_outcome_rms=load_outcome_rms(self.state),
-        )
+        group_size = int((self.num_generations if mode == "train" else self.num_generations_eval) or 1)
+        masks = rows_of_all(self.accelerator, mask_BT), rows_of_all(self.accelerator, loss_mask_BT)
+        if self.dense.credit == "stage3":
+            prompt_lengths_B = gather(out["prompt_mask"].sum(1))
+            reward_BT = rows_of_all(self.accelerator, reward_BT.masked_fill(~mask_BT, 0.0))
+            scalars = self._scalars(len(reward_BT))
+            outcomes = [scalars.total(row) for row in range(len(reward_BT))]
+            outcome_B = torch.tensor([math.nan if value is None else value for value in outcomes]).to(reward_BT.device)
+            everywhere = stage3_advantages(
+                outcome_B, reward_BT, masks[1], prompt_lengths_B, group_size, self.dense_share
+            )
+        else:
+            credit_BT = token_credit(reward_BT, mask_BT, self.dense.credit, self.dense.gamma, self._step_ends(out))
+            everywhere = dense_advantages(
+                gather(out["advantages"]),
+                rows_of_all(self.accelerator, credit_BT),
+                *masks,
+                group_size=group_size,
+                weight=self.dense_share,
+                last_outcome_rms=load_outcome_rms(self.state),
+            )
         (rows, width), first = mask_BT.shape, self.accelerator.process_index * len(mask_BT)
         own = slice(first, first + rows)
         return replace(everywhere, total_BT=everywhere.total_BT[own, :width], dense_BT=everywhere.dense_BT[own, :width])
 
-    def _everywhere(self, values_BT: Tensor) -> Tensor:
-        """The rows of all processes in order, padded on the right to the widest."""
-        if self.accelerator.num_processes == 1:
-            return values_BT
-        numbers_BT = values_BT.long() if values_BT.dtype == torch.bool else values_BT
-        return gather(self.accelerator.pad_across_processes(numbers_BT.contiguous(), dim=1)).to(values_BT.dtype)
-
-    def _step_ends(self, completion_ids_BT: Tensor) -> Tensor:
-        ids = completion_ids_BT.unique().tolist()
-        ends = [token for token in ids if self.dense.step_end in self._token_text(token)]
-        return torch.isin(completion_ids_BT, torch.tensor(ends, dtype=torch.long, device=completion_ids_BT.device))
+    def _step_ends(self, out: dict[str, Any]) -> Tensor | None:
+        if self.dense.credit != "step":
+            return None
+        return like(out, step_ends(self._tokenizer, completions_of(out), self.dense.step_end, self._ends_step))
 
     def _token_text(self, token: int) -> str:
         if token not in self._token_texts:
             self._token_texts[token] = str(self._tokenizer.decode([token]))
         return self._token_texts[token]
 
-    def _log_component(self, reward: FeatureReward, reward_BT: Tensor, mask_BT: Tensor, mode: str) -> None:
-        pooled_B = pool(reward_BT, mask_BT, reward.aggregation)
+    def _log_component(
+        self, reward: FeatureReward, reward_BT: Tensor, mask_BT: Tensor, out: dict[str, Any], mode: str
+    ) -> None:
+        ends_BT = reward.step_ends(self._tokenizer, completions_of(out))
+        pooled_B = pool(reward_BT, mask_BT, reward.aggregation, None if ends_BT is None else like(out, ends_BT))
         seen_B = pooled_B[~pooled_B.isnan()]
         if len(seen_B):
             self._metrics[mode][f"rewards/{reward.name}/mean"].append(seen_B.mean().item())
@@ -313,44 +325,24 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     def _sample(
         self, inputs: list[dict[str, Any]], out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor
     ) -> Rollouts:
-        """Rows spread evenly over the batch; TRL keeps the batch's raw scalar rewards in its log buffers."""
-        total = len(inputs)
-        count = min(self.dense.sample_rollouts, total)
-        # The offset moves on each step so that not every sample is the first of its group.
-        rows = sorted({(i * total // count + self.state.global_step) % total for i in range(count)}) if count else []
+        rows, first = len(inputs), self.accelerator.process_index * len(inputs)
+        logged, scalars = rows * self.accelerator.num_processes, self._scalars(rows * self.accelerator.num_processes)
         logs: Any = self._logs
-        completions = _unpadded(out["completion_ids"], out["completion_mask"])
-        scalars = [list(logs["rewards"][name])[-total:] for name in self.reward_func_names]
-        texts = list(logs["completion"])[-total:]
-        pooled_B = pool(reward_BT, mask_BT, "mean").tolist()
-        return Rollouts(
-            step=self.state.global_step + 1,
-            question_ids=[str(inputs[row].get("question_id", "")) for row in rows],
-            prompts=[inputs[row]["prompt"] for row in rows],
-            completions=[texts[row] for row in rows],
-            tokens=[[self._token_text(token) for token in completions[row]] for row in rows],
-            token_rewards=[reward_BT[row, : len(completions[row])].tolist() for row in rows],
-            outcomes=[self._outcome([values[row] for values in scalars]) for row in rows],
-            feature_rewards=[pooled_B[row] for row in rows],
+        return sample(
+            inputs,
+            out,
+            reward_BT,
+            mask_BT,
+            count=self.dense.sample_rollouts,
+            step=self.state.global_step,
+            texts=list(logs["completion"])[-logged:][first : first + rows],
+            outcomes=[scalars.total(row) for row in range(first, first + rows)],
+            token_text=self._token_text,
         )
 
-    def _outcome(self, values: list[float]) -> float | None:
-        """The weighted sum of the scalar rewards that are there; None if there are none."""
-        weights = self.reward_weights.tolist()
-        seen = [weight * value for weight, value in zip(weights, values, strict=True) if value == value]
-        return sum(seen) if seen and self._has_outcome else None
-
-
-def _loss_mask(out: dict[str, Any]) -> Tensor:
-    mask_BT = out["completion_mask"].bool()
-    return mask_BT & out["tool_mask"].bool() if "tool_mask" in out else mask_BT
-
-
-def _unpadded(ids_BT: Tensor, mask_BT: Tensor) -> list[list[int]]:
-    return [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT.bool(), strict=True)]
-
-
-def _padded(values_BT: Tensor, shape: torch.Size) -> Tensor:
-    """Right-pads with zeros to the trainer's width (`pad_to_multiple_of`, rows masked as truncated)."""
-    assert values_BT.shape[0] == shape[0] and values_BT.shape[1] <= shape[1], (values_BT.shape, shape)
-    return torch.nn.functional.pad(values_BT, (0, shape[1] - values_BT.shape[1]))
+    def _scalars(self, rows: int) -> Scalars:
+        """Scalar rewards of the latest `rows`, those of all processes."""
+        logs: Any = self._logs
+        names = self.reward_func_names if self._has_outcome else []
+        columns = [list(logs["rewards"][name])[-rows:] for name in names]
+        return Scalars(columns, self.reward_weights.tolist()[: len(columns)])
