@@ -184,6 +184,7 @@ def test_sae_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     record = json.loads(said)
     assert code == 1 and record["layer"] == 4 and record["findings"][0].startswith("likely a wrong layer: ")
     assert min(record["fvu_by_layer"], key=record["fvu_by_layer"].get) == "2"
+    assert record["n_tokens"] > 6 * 48  # the prompts' tokens as well as those of six answers
 
 
 def test_sae_check_on_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -192,7 +193,8 @@ def test_sae_check_on_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     (tmp_path / "t.txt").write_text("\n\n".join(row["question"] for row in GOOD))
     code, said, _ = run(capsys, "sae", "check", str(SAE_FOLDER), "--text", str(tmp_path / "t.txt"), "--json")
     # 6 texts of 13 tokens behind BOS, which is not read.
-    assert code == 0 and json.loads(said)["n_tokens"] == 78
+    record = json.loads(said)
+    assert (code, record["n_tokens"], list(record["fvu_by_layer"])) == (0, 78, ["0", "1", "2", "3", "4"])
 
 
 def test_sae_check_of_an_sae_of_another_width(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -228,9 +230,10 @@ def test_sae_check_of_an_sae_of_another_width(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_bad_flags_of_sae(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str) -> None:
-    code, _, error = run(capsys, "sae", *arguments)
+    code, said, error = run(capsys, "sae", *arguments)
     assert code == 2
     assert sentence in error
+    assert "sample" not in said  # found before any work is spent
 
 
 def test_sae_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
