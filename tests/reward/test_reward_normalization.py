@@ -83,8 +83,8 @@ def test_order_is_kept_and_what_is_missing_has_no_say(name: str, rewards: list[f
 
 
 def test_large_rewards_do_not_lose_their_spread() -> None:
-    far = torch.tensor([1e7, 1e7 + 1, 1e7 + 2])
-    assert seen("zscore", far) == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)], abs=1e-6)
+    # Their mean, 1e7 + .5, is no float32.
+    assert seen("zscore", torch.tensor([1e7, 1e7 + 1])) == pytest.approx([-1, 1])
 
 
 def test_objects_are_given_back() -> None:
