@@ -7,9 +7,9 @@ Each variant is compared with training on the outcome alone under the same TRL s
 - `tapped`: TRL scores the rollouts anyway (here num_iterations=2) and the reader taps that pass.
 - `tapped, two rewards`
 
-The learning rate is 0, so that with one seed every variant samples the very same rollouts. A round runs every variant once
-for `--steps` steps (the first is a warm-up); a ratio is a variant's step over the same step of its base in the same
-round. Peak memory is the allocator's on CUDA, and the resident high-water mark of the round on a CPU.
+The learning rate is 0, so that with one seed every variant samples the very same rollouts. A round runs every variant
+once for `--steps` steps (the first is a warm-up); a ratio is a variant's step over the same step of its base in the
+same round. Peak memory is the allocator's on CUDA, and the resident high-water mark of the round on a CPU.
 
     python benchmarks/grpo_overhead.py                       # the bundled model on a CPU
     python benchmarks/grpo_overhead.py --device cuda --model SmolLM2-135M-Instruct.Q4_1.gguf --layer 15

@@ -71,8 +71,9 @@ class ImproveConfig(Settings):
     sae_tokens: Count = 400_000
     """Tokens a trained SAE sees."""
 
-    pooling: Literal["mean", "max", "last"] = "mean"
-    """How a response's token rewards become one score, in discovery and in the gate."""
+    pooling: Annotated[str, Field(pattern=r"^(mean|max|last|last_k|last_\d+|weighted_mean|step_end(:.+)?)$")] = "mean"
+    """How a response's token rewards become one score, in discovery and in the gate: `mean`, `max`, `last`, `last_16`,
+    `weighted_mean` (later tokens count more) or `step_end` (at the tokens that end a line; `step_end:.` a sentence)."""
     n_features: Count = 20
     """Most features a pack may hold."""
     ungated: bool = False
@@ -94,8 +95,10 @@ class ImproveConfig(Settings):
     """Weight of the KL term against the starting model."""
     dense_weight: NotNegative = 0.3
     """RMS of the dense advantage as a share of the outcome advantage's."""
-    credit: Literal["per_token", "return_to_go", "potential", "trajectory"] = "per_token"
+    credit: Literal["per_token", "return_to_go", "potential", "step", "trajectory", "stage3"] = "per_token"
     """How token rewards become token advantages."""
+    step_end: Annotated[str, Field(min_length=1)] = "\n"
+    """For credit `step`: a token whose text contains this ends a step."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Discount of `return_to_go` and `potential`."""
     eval_every: Count = 10

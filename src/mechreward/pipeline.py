@@ -281,7 +281,10 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             folder / "checkpoints" / arm,
             arm=arm,
             dense=DenseConfig(
-                weight=config.dense_weight if arm == "dense" else 0.0, credit=config.credit, gamma=config.gamma
+                weight=config.dense_weight if arm == "dense" else 0.0,
+                credit=config.credit,
+                gamma=config.gamma,
+                step_end=config.step_end,
             ),
             metrics_path=metrics,
             rollouts_path=folder / "rollouts.parquet",

@@ -12,4 +12,7 @@ def test_the_seeds_path_is_the_same_class_and_a_real_subclass() -> None:
     assert MechRewardGRPOTrainer is grpo.MechRewardGRPOTrainer and DenseConfig is dense.DenseConfig
     assert issubclass(MechRewardGRPOTrainer, GRPOTrainer)
     overridden = set(vars(MechRewardGRPOTrainer)) & set(vars(GRPOTrainer)) - {"__module__", "__doc__", "__init__"}
-    assert {name for name in overridden if callable(getattr(GRPOTrainer, name))} == {"_generate_and_score_completions"}
+    assert {name for name in overridden if callable(getattr(GRPOTrainer, name))} == {
+        "_generate_and_score_completions",
+        "_get_per_token_logps_and_entropies",
+    }

@@ -209,6 +209,14 @@ def test_stage3_is_the_seeds_own_formula(tmp_path, model, sae, char_tokenizer, m
     lengths_B = out["prompt_mask"].sum(1)
     expected = stage3_advantages(outcome_B, reward_BT, mask_BT, lengths_B, GROUP, 0.2)
     torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-5)
+    # Without an outcome the trajectory term is that of the features alone.
+    trainer = make(tmp_path, model, [reward], char_tokenizer, dense=dense)
+    out = score(trainer)
+    alone_BT = trainer._read(out, "train")[0]
+    lengths_B = out["prompt_mask"].sum(1)
+    expected = stage3_advantages(torch.zeros(8), alone_BT, out["completion_mask"].bool(), lengths_B, GROUP, 0.2)
+    assert expected.outcome_rms > 0.1
+    torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-4)
 
 
 def test_lambda_follows_its_schedule(tmp_path, model, sae, char_tokenizer, make) -> None:

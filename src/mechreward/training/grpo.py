@@ -262,7 +262,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             reward_BT = rows_of_all(self.accelerator, reward_BT.masked_fill(~mask_BT, 0.0))
             scalars = self._scalars(len(reward_BT))
             outcomes = [scalars.total(row) for row in range(len(reward_BT))]
-            outcome_B = torch.tensor([math.nan if value is None else value for value in outcomes]).to(reward_BT.device)
+            missing = math.nan if self._has_outcome else 0.0
+            outcome_B = torch.tensor([missing if value is None else value for value in outcomes]).to(reward_BT.device)
             everywhere = stage3_advantages(
                 outcome_B, reward_BT, masks[1], prompt_lengths_B, group_size, self.dense_share
             )
