@@ -131,7 +131,7 @@ def test_a_healthy_sae_has_no_finding(sae: SAE, blocks: dict[int, Tensor]) -> No
 @pytest.mark.parametrize("layer", [0, 1, 3, 4])
 def test_a_wrong_layer(sae: SAE, blocks: dict[int, Tensor], layer: int) -> None:
     sentence = only(check_sae(moved(sae, layer), blocks))
-    assert sentence.startswith("likely a wrong layer: the SAE fits far better (FVU 0.01")
+    assert sentence.startswith("likely a wrong layer: the SAE fits better (FVU 0.01")
     assert sentence.endswith(f"on block 2 than on block {layer}, which it says it reads")
 
 
@@ -163,12 +163,12 @@ def test_other_text(sae: SAE, blocks: dict[int, Tensor]) -> None:
     assert sentence.endswith("though better at block 2 than at any other")
 
 
-def test_a_wrong_layer_on_other_text(sae: SAE, blocks: dict[int, Tensor]) -> None:
-    """Not half the FVU, but clearly lower at the trained block."""
+def test_a_neighbouring_layer(sae: SAE, blocks: dict[int, Tensor]) -> None:
+    """Not half the FVU, but clearly lower at the trained block: .24 against .41 on SmolLM2-135M, one block off."""
     states = {2: noisy(blocks[2], 0.6), 4: blocks[4]}
     check = check_sae(moved(sae, 4), states)
     assert 0.5 * check.fvu < check.fvu_by_layer[2] < min(0.5, 0.8 * check.fvu)
-    assert only(check).startswith("likely a wrong layer: the SAE fits block 2 better (FVU 0.")
+    assert only(check).startswith("likely a wrong layer: the SAE fits better (FVU 0.")
     closer = check_sae(moved(sae, 4), {**states, 2: noisy(blocks[2], 1.3)})
     assert closer.fvu_by_layer[2] < 0.5
     assert 0.8 * closer.fvu < closer.fvu_by_layer[2] < closer.fvu
@@ -191,7 +191,7 @@ def test_inputs_it_was_trained_on_were_scaled(sae: SAE, blocks: dict[int, Tensor
     """A TopK SAE with its biases scaled reads scaled residuals as it read the plain ones."""
     scaled = replace(sae, b_dec_D=sae.b_dec_D * scale, b_enc_F=sae.b_enc_F * scale)
     sentence = only(check_sae(scaled, blocks))
-    assert sentence.startswith("likely a missing normalisation: the SAE fits far better")
+    assert sentence.startswith("likely a missing normalisation: the SAE fits better")
     named = float(sentence.split("residuals times ")[1].split(",")[0])
     assert scale / 1.15 < named < scale * 1.15
     # sqrt(128) = 11.3 is the mean norm that sae-lens scales to; block 2 has a mean norm of about 650.
@@ -283,7 +283,7 @@ def test_a_decoder_in_another_order(sae: SAE, blocks: dict[int, Tensor]) -> None
 
 def test_a_dropped_bias(sae: SAE, blocks: dict[int, Tensor]) -> None:
     sentence = only(check_sae(replace(sae, b_dec_D=torch.zeros_like(sae.b_dec_D)), blocks))
-    assert sentence.startswith("likely a missing b_dec: the SAE fits far better (FVU 0.01")
+    assert sentence.startswith("likely a missing b_dec: the SAE fits better (FVU 0.01")
 
 
 @pytest.mark.parametrize("right", [True, False])

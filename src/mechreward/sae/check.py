@@ -5,13 +5,12 @@ numbers. What shows it is the fraction of variance unexplained (FVU) on a few hu
 comparative: the same SAE is read in other ways (the residuals of other blocks, other input scales and normalisations,
 the other use of b_dec, matrices turned round), and a mistake is named if undoing it makes the SAE fit far better.
 
-The rules, with `HEALTHY`, `BROKEN` and `GAIN` below: at an FVU of at most HEALTHY nothing is looked for. Above it, the
-other reading with the lowest FVU is named if that is at most BROKEN and at most 1 / GAIN of the plain FVU. If there is
-none and the plain FVU is above BROKEN, what is left is named: nothing fires, unrelated matrices, then by the profile of
-FVU over the blocks. On the right model it is lowest at the trained block and rises to both sides, also where the SAE
-fits badly because it was trained on other text; on a wrong model it has no such place. Between the two bars an SAE that
-no other reading improves is taken for a coarse one. So two mistakes at once, or a neighbouring layer where no other
-block's residuals are given, can go unnoticed.
+The rules (bars below): at an FVU of at most HEALTHY nothing is looked for. Above it, the reading with the lowest
+FVU is named, of those with at most BROKEN and at most the share BETTER of the plain FVU (for another block: BLOCK, as
+the FVU is lowest at the trained block and rises at once to both sides). If there is none and the plain FVU is above
+BROKEN, what is left is named: nothing fires, unrelated matrices, other text than the SAE was trained on (its block is
+still the best), another model. Between the two bars an SAE that no other reading improves is taken for a coarse one.
+So two mistakes at once, or a wrong layer where no other block's residuals are given, can go unnoticed or be misnamed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mechreward.models import norm_outliers
 from mechreward.sae.kinds import InputNorm
 from mechreward.sae.sae import SAE
 
-HEALTHY, BROKEN, GAIN = 0.05, 0.5, 2.0
+HEALTHY, BROKEN, BETTER, BLOCK = 0.05, 0.5, 0.5, 0.8
 SCALES = [2.0**power for power in range(-10, 11) if power]
 """Input scales tried; the best is refined to within a fifth."""
 TRIAL_TOKENS = 256
@@ -39,8 +38,6 @@ UNRELATED = 0.05
 .9, since the decoder starts as the encoder's transpose; chance is about 0."""
 LITTLE = 0.01
 """Share of the mean residual's norm below which b_dec counts as missing."""
-CLEARLY = 0.8
-"""Another block is taken for the trained one, where the SAE fits its own badly, at such a share of the FVU."""
 SILENT = 0.5
 """Active features a token below which the SAE counts as silent."""
 CHANCES, MOSTLY_DEAD = 20, 0.9
@@ -141,9 +138,11 @@ def _misfit(sae: SAE, check: SAECheck, h_ND: Float[Tensor, "n d"]) -> list[str]:
     # The trials rest on fewer tokens: what counts is how they compare with the plain reading of the same ones.
     correction = check.fvu / sae.fvu(trial_ND)
     trials = [replace(other, fvu=other.fvu * correction) for other in _other_readings(sae, trial_ND)]
-    best = min([*_other_blocks(check), *trials], key=lambda other: other.fvu)
-    if best.fvu <= min(BROKEN, check.fvu / GAIN):
-        fits = f"the SAE fits far better (FVU {best.fvu:.3g} against {check.fvu:.3g})"
+    named = [other for other in trials if other.fvu <= min(BROKEN, BETTER * check.fvu)]
+    named += [other for other in _other_blocks(check) if other.fvu <= min(BROKEN, BLOCK * check.fvu)]
+    if named:
+        best = min(named, key=lambda other: other.fvu)
+        fits = f"the SAE fits better (FVU {best.fvu:.3g} against {check.fvu:.3g})"
         return [f"likely {best.mistake}: {fits} {best.remedy}"]
     return [_what_is_left(sae, check, trial_ND)] if check.fvu > BROKEN else []
 
@@ -242,9 +241,6 @@ def _by_profile(sae: SAE, check: SAECheck, bad: str) -> str:
     fvu = check.fvu_by_layer[best]
     if best == check.layer and fvu < 1:
         return f"likely other text than it was trained on: {bad}, though better at block {best} than at any other"
-    if fvu <= min(BROKEN, CLEARLY * check.fvu):
-        fits = f"the SAE fits block {best} better (FVU {fvu:.3g}) than block {check.layer} (FVU {check.fvu:.3g})"
-        return f"likely a wrong layer: {fits}, which it says it reads"
     at = f"at every block given (block {best} is the best with FVU {fvu:.3g})"
     return f"likely a wrong base model: {bad}, {at}{made_for}"
 
