@@ -9,7 +9,7 @@ to the outcome advantage:
 - failed gate    the features of largest effect after the labels were shuffled, which Gate 1 fails; per token
 
 `prepare` samples KNOWN questions, discovers, gates, and writes the packs; each run writes one JSON file and is skipped
-if that is there; the table is made from all files. Accuracy is measured on UNKNOWN questions with the same seeds for all.
+if that is there; the table is made from all files. Accuracy is measured on UNKNOWN questions, with the same seeds.
 
     python experiments/credit_arms.py --setting easy --out runs/credit-easy
     python experiments/credit_arms.py --setting long --seeds 0 --steps 1 --smoke --out runs/smoke

@@ -62,8 +62,10 @@ class ImproveConfig(Settings):
     """An SAE: a folder on disk or a SAE Lens release. None trains one on the model's own responses."""
     sae_id: str | None = None
     """Which SAE of a release."""
+    sae_file_k: Count | None = None
+    """Active features a token of the SAE given, where its file does not say (Qwen-Scope)."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """Decoder block to read (0-based). Needed to train an SAE; otherwise the SAE says."""
+    """Decoder block to read (0-based). Needed to train an SAE, or where the file of one does not say."""
     sae_expansion: Count = 8
     """Width of a trained SAE, in multiples of the model's."""
     sae_k: Count = 32

@@ -86,12 +86,8 @@ def _load_sae(config: ImproveConfig) -> SAE | None:
     source = str(tiny.SAE_FOLDER) if bundled else config.sae
     if source is None:
         return None
-    sae = load_sae(source, config.sae_id, device=config.device)
-    if config.layer is not None and config.layer != sae.meta.layer:
-        raise InputError(
-            f"layer: {config.layer} is not the layer of the SAE {source}, which reads block {sae.meta.layer}"
-        )
-    return sae
+    # A file that does not say which block it reads takes `layer`; one that does has to agree with it.
+    return load_sae(source, config.sae_id, device=config.device, layer=config.layer, k=config.sae_file_k)
 
 
 def open_folder(inputs: Inputs) -> Path:

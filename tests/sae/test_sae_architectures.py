@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.sae import SAEMeta, SAEShape, TrainedSAE, save_sae, train_sae
-from mechreward.sae.architectures import check_shape, frozen, nested_widths, new_sae
+from mechreward.sae.architectures import check_shape, frozen, nested_widths, new_sae, start_at
 from mechreward.sae.io import require_sae_lens
 
 META = SAEMeta(release="here", sae_id="x", layer=1, model_name="tiny", hook_name="model.layers.1")
@@ -114,6 +114,23 @@ def test_k_is_the_number_of_active_features_in_every_architecture(
 ) -> None:
     assert trained[architecture].l0 == pytest.approx(K, rel=0.25)
     assert trained[architecture].fvu < 0.3
+
+
+def test_first_thresholds_let_each_feature_fire_on_its_share() -> None:
+    lens_sae = untrained("jumprelu")
+    sample = next(stream(4, 2048)) + 0.1 * torch.randn(2048, D)  # without it tokens repeat, and tie
+    start_at(lens_sae, sample)
+    assert torch.equal(lens_sae.b_dec, sample.mean(0))
+    with torch.no_grad():
+        pre = (sample - sample.mean(0)) @ lens_sae.W_enc + lens_sae.b_enc
+    # k/F = 1/16 of 2048 tokens are 128; the last of them is the threshold itself, which is not passed.
+    assert set((pre > lens_sae.threshold).sum(0).tolist()) == {127}
+
+
+def test_l0_of_a_short_jumprelu_run_is_near_k() -> None:
+    shape = replace(SHAPE, architecture="jumprelu")
+    short = train_sae(stream(), shape, n_tokens=256 * 60, meta=META, batch_size=256, n_held_out=2048, lr=4e-3)
+    assert short.l0 == pytest.approx(K, rel=0.4)
 
 
 def test_threshold_of_a_short_batchtopk_run_has_caught_up() -> None:

@@ -77,6 +77,7 @@ def test_the_folder_is_an_sae_that_sae_lens_loads_and_encodes_identically(whole:
     h = torch.randn(64, 128) * 3
     assert torch.equal(ours.encode(h), trained.sae.encode(h))
     torch.testing.assert_close(ours.encode(h), theirs.encode(h), atol=1e-5, rtol=1e-5)
+    assert ours.meta.release == str(out)
     assert (ours.meta.layer, ours.meta.hook_name, ours.meta.model_name) == (1, "model.layers.1", "tiny")
     torch.testing.assert_close(ours.frequency_F, trained.sae.frequency_F, atol=1e-6, rtol=1e-5)
 

@@ -121,6 +121,15 @@ def test_frequencies_are_counted_on_held_out_tokens(topk: TrainedSAE) -> None:
     assert topk.sae.frequency_F.sum().item() == pytest.approx(topk.l0)
 
 
+def test_the_size_of_the_residuals_does_not_matter() -> None:
+    plain = trained(n_tokens=2560).sae
+    larger = train_sae(
+        (8 * batch for batch in stream()), SHAPE, n_tokens=2560, meta=META, batch_size=256, n_held_out=2000, lr=4e-3
+    ).sae
+    h = next(stream(1, seed=5))
+    torch.testing.assert_close(larger.encode(8 * h), 8 * plain.encode(h), rtol=1e-3, atol=1e-3)
+
+
 def test_works_under_no_grad() -> None:
     with torch.no_grad():
         assert trained(n_tokens=2560, seed=1).sae.weights_hash == trained(n_tokens=2560, seed=1).sae.weights_hash

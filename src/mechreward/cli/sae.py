@@ -8,11 +8,20 @@ from rich.table import Table
 from mechreward.cli.terminal import console
 
 
-def info(sae: tyro.conf.Positional[str], sae_id: str | None = None) -> int:
-    """Shape, layer and origin of an SAE (a folder or a SAE Lens release)."""
+def info(
+    sae: tyro.conf.Positional[str], sae_id: str | None = None, layer: int | None = None, k: int | None = None
+) -> int:
+    """Shape, layer and origin of an SAE: a file or folder in any known format, or a SAE Lens release.
+
+    Args:
+        sae: The file, folder or release.
+        sae_id: Which SAE of a release.
+        layer: The block it reads, where its file does not say.
+        k: Active features a token, where a TopK SAE's file does not say.
+    """
     from mechreward.sae import load_sae
 
-    loaded = load_sae(sae, sae_id)
+    loaded = load_sae(sae, sae_id, layer=layer, k=k)
     meta = loaded.meta
     table = Table(box=None, show_header=False)
     for name, value in (

@@ -7,11 +7,15 @@
 - matryoshka: BatchTopK whose first F/32, 3F/32, ... features have to rebuild the input alone as well (Bussmann et al.
   2025), so that frequent, general features come first; read the same way.
 - jumprelu: a learnt threshold a feature (Rajamanoharan et al. 2024), with the quadratic penalty around L0 = k of Gemma
-  Scope 2 in place of the paper's linear one, so that no coefficient has to be tuned to reach a wanted L0.
+  Scope 2 in place of the paper's linear one, so that no coefficient has to be tuned to reach a wanted L0, and with the
+  gradient of threshold and penalty passed to the encoder too, over a wide band (Anthropic's circuits update of January
+  2025).
 
-Deviations from sae-lens' defaults: BatchTopK's threshold is a running mean from 0 with rate .01, which a run of a few
-hundred steps leaves far too low, so the rate is at least 10 over the steps. A JumpReLU's decoder rows end with norm 1
-(folded into encoder and thresholds, which changes no output), as the others' do: activations are in residual units.
+Deviations from sae-lens' defaults. BatchTopK's threshold is a running mean from 0 with rate .01, which a run of a few
+hundred steps leaves far too low, so the rate is at least 10 over the steps. A JumpReLU's thresholds start where each
+feature fires on a share k/F of the held-out tokens: from one small value for all, a short run ends with L0 still at
+hundreds. Its decoder rows end with norm 1 (folded into encoder and thresholds, which changes no output), as the
+others' do: activations are in residual units.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from mechreward.errors import InputError
 from mechreward.sae.io import sae_from_parts
 from mechreward.sae.sae import SAE, SAEMeta
@@ -29,6 +36,9 @@ from mechreward.sae.sae import SAE, SAEMeta
 Trainable = Literal["topk", "batchtopk", "matryoshka", "jumprelu"]
 NESTED = (1, 3, 7, 15)
 """Widths of the inner Matryoshka levels, in 32nds of F, as in the paper's 65k dictionary."""
+
+THRESHOLD_TOKENS = 2048
+"""Held-out tokens that set the first thresholds of a JumpReLU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class SAEShape:
     """Features of the inner Matryoshka levels; empty for the paper's."""
     l0_coefficient: float = 1.0
     """Weight of a JumpReLU's penalty on L0."""
-    bandwidth: float = 0.05
+    bandwidth: float = 2.0
     """Width around a JumpReLU's threshold within which it is learnt, in units of the scaled input."""
 
 
@@ -92,11 +102,24 @@ def new_sae(lens: ModuleType, shape: SAEShape, n_steps: int, device: str) -> Any
         jumprelu_sparsity_loss_mode="quadratic",
         target_l0=shape.k,
         l0_coefficient=shape.l0_coefficient,
-        l0_warm_up_steps=n_steps // 5,
         jumprelu_bandwidth=shape.bandwidth,
+        jumprelu_ste_to_input=True,
         **common,
     )
     return lens.JumpReLUTrainingSAE(config)
+
+
+def start_at(lens_sae: Any, sample_ND: Tensor) -> None:
+    """Puts the decoder bias at the mean of the (scaled) inputs, and a JumpReLU's thresholds where each feature fires on
+    a share k/F of them."""
+    lens_sae.b_dec.data.copy_(sample_ND.mean(0))
+    if lens_sae.cfg.architecture() != "jumprelu":
+        return
+    with torch.no_grad():
+        centred_ND = sample_ND[:THRESHOLD_TOKENS].to(lens_sae.device) - lens_sae.b_dec
+        pre_NF = centred_ND @ lens_sae.W_enc + lens_sae.b_enc
+        firing = max(1, round(len(pre_NF) * lens_sae.cfg.target_l0 / lens_sae.cfg.d_sae))
+        lens_sae.threshold.copy_(pre_NF.topk(firing, dim=0).values[-1].clamp_min(0))
 
 
 def nested_widths(shape: SAEShape) -> list[int]:

@@ -77,7 +77,7 @@ class SAERecipe(Settings):
     """Features of the inner Matryoshka levels; by default 1/32, 3/32, 7/32 and 15/32 of all."""
     l0_coefficient: Positive = 1.0
     """Weight of a JumpReLU's penalty on active features beyond or below `k`."""
-    bandwidth: Positive = 0.05
+    bandwidth: Positive = 2.0
     """Width around a JumpReLU's threshold within which it is learnt, in units of the scaled input."""
 
     tokens: Count = 2_000_000

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.sae.activations import ActivationStream, first_tokens
-from mechreward.sae.architectures import SAEShape, check_shape, frozen, new_sae
+from mechreward.sae.architectures import SAEShape, check_shape, frozen, new_sae, start_at
 from mechreward.sae.checkpoint import Checkpoint
 from mechreward.sae.formats import layer_of_hook
 from mechreward.sae.io import require_sae_lens
@@ -201,10 +201,9 @@ def _schedule(n_steps: int, batch_size: int, lr: float, device: str) -> Any:
 def _start(trainer: Any, sample_ND: Tensor) -> None:
     """Centres and scales: distance from the mean, not raw norm as in sae-lens, because an offset shared by all tokens
     must not shrink the signal."""
-    mean_D = sample_ND.mean(0)
-    scale = sample_ND.shape[1] ** 0.5 / (sample_ND - mean_D).norm(dim=-1).mean().item()
+    scale = sample_ND.shape[1] ** 0.5 / (sample_ND - sample_ND.mean(0)).norm(dim=-1).mean().item()
     trainer.activation_scaler.scaling_factor = scale
-    trainer.sae.b_dec.data.copy_(mean_D * scale)
+    start_at(trainer.sae, sample_ND * scale)
 
 
 def _fit(
