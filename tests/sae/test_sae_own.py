@@ -8,7 +8,7 @@ import pytest
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
-from mechreward.sae import SAEMeta, own_shape, train_own_sae
+from mechreward.sae import ActivationStream, SAEMeta, activation_batches, own, own_shape, train_own_sae
 
 META = SAEMeta("own", "", 1, "tiny", "model.layers.1")
 OPTIONS = {"meta": META, "n_tokens": 2048, "batch_size": 128, "lr": 2e-3}
@@ -40,3 +40,27 @@ def test_too_few_rows(tiny_llama: object, char_tokenizer: object) -> None:
     loaded = LoadedModel(model=tiny_llama, tokenizer=char_tokenizer, name="tiny")
     with pytest.raises(InputError, match="rows: 19 are too few"):
         train_own_sae(loaded, rows(19), own_shape(loaded, expansion=2, k=4), meta=META, n_tokens=2048)
+
+
+@pytest.mark.parametrize(("options", "buffers"), [({}, [72, 1368]), ({"n_held_out": 50, "reuse": 2}, [64, 1024])])
+def test_no_more_is_buffered_than_is_wanted(
+    tiny_llama: object,
+    char_tokenizer: object,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+    buffers: list[int],
+) -> None:
+    loaded = LoadedModel(model=tiny_llama, tokenizer=char_tokenizer, name="tiny")
+    asked: list[int] = []
+
+    def spy(*arguments: object, buffer_size: int, **rest: object) -> ActivationStream:
+        asked.append(buffer_size)
+        return activation_batches(*arguments, buffer_size=buffer_size, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(own, "activation_batches", spy)
+    given = [([0], [*prompt[1:], *completion]) for prompt, completion in rows(60)]
+    shape = own_shape(loaded, expansion=2, k=4)
+    trained = train_own_sae(loaded, given, shape, **{**OPTIONS, "batch_size": 32}, include_prompt=False, **options)
+    # Rows of 24 tokens, 3 of 60 held out: all of them, or what was asked for (and at least two batches).
+    assert sorted(asked) == buffers
+    assert trained.n_held_out == options.get("n_held_out", 72)

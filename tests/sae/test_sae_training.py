@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mechreward.sae.training as training
 from mechreward.errors import InputError
-from mechreward.sae import Checkpoint, SAEMeta, SAEShape, TrainedSAE, Watch, train_sae
+from mechreward.sae import SAE, Checkpoint, SAEMeta, SAEShape, TrainedSAE, Watch, train_sae
 
 META = SAEMeta(release="here", sae_id="x", layer=1, model_name="tiny", hook_name="model.layers.1")
 D, K = 16, 2
@@ -112,6 +112,20 @@ def test_points_are_measured_on_held_out_tokens_by_the_sae_as_it_would_be_saved(
     with pytest.raises(KeyboardInterrupt):
         trained(n_tokens=2560, watch=Watch(on_step=stop))
     assert points[0].loss == pytest.approx(stopped[-1][1].item())
+
+
+def test_points_on_the_way_use_the_first_held_out_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, seen = training._measured, []
+
+    def spy(sae: SAE, held_out: Tensor) -> TrainedSAE:
+        seen.append(held_out)
+        return measured(sae, held_out)
+
+    monkeypatch.setattr(training, "_measured", spy)
+    monkeypatch.setattr(training, "EVAL_TOKENS", 100)
+    trained(n_tokens=2560, watch=Watch(every=4))
+    assert [len(held_out) for held_out in seen] == [100, 100, 2000]
+    assert torch.equal(seen[0], seen[2][:100])
 
 
 def test_frequencies_are_counted_on_held_out_tokens(topk: TrainedSAE) -> None:
