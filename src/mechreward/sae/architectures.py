@@ -109,14 +109,14 @@ def new_sae(lens: ModuleType, shape: SAEShape, n_steps: int, device: str) -> Any
     return lens.JumpReLUTrainingSAE(config)
 
 
-def start_at(lens_sae: Any, sample_ND: Tensor) -> None:
-    """Puts the decoder bias at the mean of the (scaled) inputs, and a JumpReLU's thresholds where each feature fires on
+def start_at(lens_sae: Any, sample_ND: Tensor, scale: float) -> None:
+    """Puts the decoder bias at the mean of the scaled inputs, and a JumpReLU's thresholds where each feature fires on
     a share k/F of them."""
-    lens_sae.b_dec.data.copy_(sample_ND.mean(0))
+    lens_sae.b_dec.data.copy_(sample_ND.mean(0) * scale)
     if lens_sae.cfg.architecture() != "jumprelu":
         return
     with torch.no_grad():
-        centred_ND = sample_ND[:THRESHOLD_TOKENS].to(lens_sae.device) - lens_sae.b_dec
+        centred_ND = sample_ND[:THRESHOLD_TOKENS].to(lens_sae.device) * scale - lens_sae.b_dec
         pre_NF = centred_ND @ lens_sae.W_enc + lens_sae.b_enc
         firing = max(1, round(len(pre_NF) * lens_sae.cfg.target_l0 / lens_sae.cfg.d_sae))
         lens_sae.threshold.copy_(pre_NF.topk(firing, dim=0).values[-1].clamp_min(0))

@@ -203,7 +203,7 @@ def _start(trainer: Any, sample_ND: Tensor) -> None:
     must not shrink the signal."""
     scale = sample_ND.shape[1] ** 0.5 / (sample_ND - sample_ND.mean(0)).norm(dim=-1).mean().item()
     trainer.activation_scaler.scaling_factor = scale
-    start_at(trainer.sae, sample_ND * scale)
+    start_at(trainer.sae, sample_ND, scale)
 
 
 def _fit(
