@@ -70,8 +70,8 @@ def _counted(encoder: Encoder, x_SD: Tensor, margin_S: Tensor, ids_K: Tensor) ->
             break
         some_SF = pre_SF if len(rows) == len(pre_SF) else pre_SF[rows]
         low_S1, high_S1 = ((value_S + step * margin_S)[rows, None] for step in (-2, 2))
-        kept = ((some_SF >= low_S1).sum(-1) <= encoder.k) & (value_S > margin_S)[rows]
-        outnumbered = (some_SF > high_S1).sum(-1) >= encoder.k
+        kept = (_above(some_SF, low_S1) <= encoder.k) & (value_S > margin_S)[rows]
+        outnumbered = _above(some_SF, high_S1) >= encoder.k
         acts_SK[rows[kept], place_S[rows[kept]]] = value_S[rows[kept]]
         unsure_S[rows[~kept & ~outnumbered]] = True
         going_S[rows[~kept]] = False
@@ -123,4 +123,9 @@ def _exceeding(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, id
     """How many of the features exceed the bar of each row."""
     W_DS = encoder.W_FD[ids_S].T
     pieces = rows_M.split(max(1, STAGE_FLOATS // len(ids_S)))
-    return torch.cat([(encoder.pre(x_ND[rows] @ W_DS, ids_S) > bar_N[rows, None]).sum(-1) for rows in pieces])
+    return torch.cat([_above(encoder.pre(x_ND[rows] @ W_DS, ids_S), bar_N[rows, None]) for rows in pieces])
+
+
+def _above(values_MF: Tensor, bar_M1: Tensor) -> Int[Tensor, " m"]:
+    """How many values of each row exceed its bar. Compared into floats: torch sums booleans four times slower."""
+    return torch.gt(values_MF, bar_M1, out=torch.empty_like(values_MF)).sum(-1).long()
