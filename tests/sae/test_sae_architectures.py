@@ -119,10 +119,11 @@ def test_k_is_the_number_of_active_features_in_every_architecture(
 def test_first_thresholds_let_each_feature_fire_on_its_share() -> None:
     lens_sae = untrained("jumprelu")
     sample = next(stream(4, 2048)) + 0.1 * torch.randn(2048, D)  # without it tokens repeat, and tie
+    lens_sae.b_enc.data.zero_()  # as training starts; a threshold is never below 0
     start_at(lens_sae, sample, SCALE)
     assert torch.equal(lens_sae.b_dec, sample.mean(0) * SCALE)
     with torch.no_grad():
-        pre = (sample * SCALE - sample.mean(0) * SCALE) @ lens_sae.W_enc + lens_sae.b_enc
+        pre = (sample * SCALE - sample.mean(0) * SCALE) @ lens_sae.W_enc
     # k/F = 1/16 of 2048 tokens are 128; the last of them is the threshold itself, which is not passed, but for rounding.
     assert set((pre > lens_sae.threshold).sum(0).tolist()) <= {127, 128}
 
