@@ -58,6 +58,12 @@ class Encoder:
         pre = z + _pick(self.bias_F, ids)
         return pre if self.scale_F is None else pre * _pick(self.scale_F, ids)
 
+    def affine(self, x_ND: Float[Tensor, "n d"], ids_K: Int[Tensor, " k"] | None = None) -> Float[Tensor, "n k"]:
+        """Pre-activations in one go, the bias added inside the product: right within `margin`."""
+        W_KD = self.W_FD if ids_K is None else self.W_FD[ids_K]
+        pre_NK = torch.addmm(_pick(self.bias_F, ids_K), x_ND, W_KD.T)
+        return pre_NK if self.scale_F is None else pre_NK.mul_(_pick(self.scale_F, ids_K))
+
     def margin(self, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
         """How far rounding can move a pre-activation of each token."""
         growth = x_ND.shape[1] ** 0.5 * self._reach

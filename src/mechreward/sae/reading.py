@@ -49,7 +49,7 @@ def read_topk(
     """
     acts_NK = torch.zeros(len(x_ND), len(ids_K), device=x_ND.device)
     margin_N = encoder.margin(x_ND)[:, 0]
-    largest_N = encoder.pre(x_ND @ encoder.W_FD[ids_K].T, ids_K).amax(-1)
+    largest_N = encoder.affine(x_ND, ids_K).amax(-1)
     for rows in blocks(_not_outnumbered(encoder, x_ND, largest_N, margin_N, order_F), block_tokens):
         acts_NK[rows] = _counted(encoder, x_ND[rows], margin_N[rows], ids_K)
     return acts_NK
@@ -57,28 +57,50 @@ def read_topk(
 
 def _counted(encoder: Encoder, x_SD: Tensor, margin_S: Tensor, ids_K: Tensor) -> Float[Tensor, "s k"]:
     """Activations of the features `ids_K`, by counting for each what exceeds it."""
-    assert encoder.k is not None
-    pre_SF = encoder.pre(x_SD @ encoder.W_FD.T)
+    pre_SF = encoder.affine(x_SD)
     value_SK, place_SK = pre_SF[:, ids_K].sort(-1, descending=True)
     acts_SK = torch.zeros_like(value_SK)
     unsure_S = torch.zeros(len(x_SD), dtype=torch.bool, device=x_SD.device)
-    going_S = ~unsure_S
-    for value_S, place_S in zip(value_SK.T, place_SK.T, strict=True):
-        going_S = going_S & (value_S > -margin_S)
-        rows = going_S.nonzero()[:, 0]
+    rows = torch.arange(len(x_SD), device=x_SD.device)
+    for rank, (value_S, place_S) in enumerate(zip(value_SK.T, place_SK.T, strict=True)):
+        rows = rows[(value_S > -margin_S)[rows]]
         if not len(rows):
             break
-        some_SF = pre_SF if len(rows) == len(pre_SF) else pre_SF[rows]
-        low_S1, high_S1 = ((value_S + step * margin_S)[rows, None] for step in (-2, 2))
-        kept = (_above(some_SF, low_S1) <= encoder.k) & (value_S > margin_S)[rows]
-        outnumbered = _above(some_SF, high_S1) >= encoder.k
-        acts_SK[rows[kept], place_S[rows[kept]]] = value_S[rows[kept]]
-        unsure_S[rows[~kept & ~outnumbered]] = True
-        going_S[rows[~kept]] = False
+        fits, open_ = _decided(encoder, pre_SF, rows, value_S, margin_S, likely=rank == 0)
+        positive = (value_S > margin_S)[fits]
+        unsure_S[open_] = True
+        unsure_S[fits[~positive]] = True
+        rows = fits[positive]
+        acts_SK[rows, place_S[rows]] = value_S[rows]
     rows = unsure_S.nonzero()[:, 0]
     if len(rows):
         acts_SK[rows] = encoder.activations(x_SD[rows])[:, ids_K]
     return acts_SK
+
+
+def _decided(
+    encoder: Encoder, pre_SF: Tensor, rows: Tensor, value_S: Tensor, margin_S: Tensor, likely: bool
+) -> tuple[Tensor, Tensor]:
+    """Of the rows, those in which `value_S` is certainly among the k largest, and those in which it may be.
+
+    `likely` says which question is asked first, so that few rows are left for the other.
+    """
+    assert encoder.k is not None
+    low_S, high_S = value_S - 2 * margin_S, value_S + 2 * margin_S
+    if likely:
+        fits = _rows_above(pre_SF, rows, low_S) <= encoder.k
+        rest = rows[~fits]
+        return rows[fits], rest[_rows_above(pre_SF, rest, high_S) < encoder.k]
+    rest = rows[_rows_above(pre_SF, rows, high_S) < encoder.k]
+    fits = _rows_above(pre_SF, rest, low_S) <= encoder.k
+    return rest[fits], rest[~fits]
+
+
+def _rows_above(pre_SF: Tensor, rows: Tensor, bar_S: Tensor) -> Int[Tensor, " m"]:
+    """`_above` of some rows: of all if they are most, which spares a copy."""
+    if 2 * len(rows) > len(pre_SF):
+        return _above(pre_SF, bar_S[:, None])[rows]
+    return _above(pre_SF[rows], bar_S[rows, None])
 
 
 def blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
@@ -121,9 +143,8 @@ def _stages(n_features: int, first: int) -> Iterator[tuple[int, int]]:
 
 def _exceeding(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Int[Tensor, " m"]:
     """How many of the features exceed the bar of each row."""
-    W_DS = encoder.W_FD[ids_S].T
     pieces = rows_M.split(max(1, STAGE_FLOATS // len(ids_S)))
-    return torch.cat([_above(encoder.pre(x_ND[rows] @ W_DS, ids_S), bar_N[rows, None]) for rows in pieces])
+    return torch.cat([_above(encoder.affine(x_ND[rows], ids_S), bar_N[rows, None]) for rows in pieces])
 
 
 def _above(values_MF: Tensor, bar_M1: Tensor) -> Int[Tensor, " m"]:
