@@ -124,7 +124,7 @@ def test_first_thresholds_let_each_feature_fire_on_its_share() -> None:
     assert torch.equal(lens_sae.b_dec, sample.mean(0) * SCALE)
     with torch.no_grad():
         pre = (sample * SCALE - sample.mean(0) * SCALE) @ lens_sae.W_enc
-    # k/F = 1/16 of 2048 tokens are 128; the last of them is the threshold itself, which is not passed, but for rounding.
+    # k/F = 1/16 of 2048 tokens are 128; the last is the threshold itself, passed only by rounding.
     assert set((pre > lens_sae.threshold).sum(0).tolist()) <= {127, 128}
 
 
