@@ -6,7 +6,8 @@
 - `read`: ours. Features as they come, and ordered by firing frequency (`SAE.calibrated`).
 
 Activations are sums of sparse features with unequal frequencies plus noise, so that some features fire often and some
-rarely, as in real SAEs; 20 features are chosen around a firing frequency ("low" .1 %, "middle" 1 %, "high" 10 %). With
+rarely, as in real SAEs; 20 features are chosen around a firing frequency ("low" .1 %, "middle" 1 %, "high" 10 %), or
+spread evenly on a logarithmic scale from .1 % to 1 % ("typical"). With
 `--sae FOLDER --model M` both are real: the SAE's, and the model's residuals on GSM8K-like text. Before anything is
 timed, `read` is compared with sae-lens.
 
@@ -18,6 +19,7 @@ Peak memory is what one call, in a process of its own, adds to the resident high
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -39,7 +41,8 @@ from mechreward.sae import SAE, SAEMeta, load_sae
 MIB = 2**20
 SIZES = {"small": (576, 9216, 32), "large": (2560, 40960, 128)}
 """Width D, features F, active features k: about SmolLM2-135M and Gemma-3-4B / Qwen3.5-4B."""
-FREQUENCIES = {"low": 0.001, "middle": 0.01, "high": 0.1}
+FREQUENCIES = {"low": (0.001, 0.001), "typical": (0.001, 0.01), "middle": (0.01, 0.01), "high": (0.1, 0.1)}
+"""From, to."""
 SELECTED = 20
 LENS = "sae-lens encode"
 
@@ -50,7 +53,7 @@ class Setting:
 
     sizes: tuple[Literal["small", "large"], ...] = ("small", "large")
     """(D, F, k): small is (576, 9216, 32), large (2560, 40960, 128)."""
-    frequencies: tuple[Literal["low", "middle", "high"], ...] = ("low", "middle", "high")
+    frequencies: tuple[Literal["low", "typical", "middle", "high"], ...] = ("low", "typical", "middle", "high")
     """Around which firing frequency the 20 features are chosen."""
     tokens: int = 4096
     """N, tokens read in one call."""
@@ -146,7 +149,7 @@ def make_calls(case: Case) -> tuple[dict[str, Callable[[], Tensor]], SAE, float]
     torch.set_num_threads(case.setting.threads)
     sae, h_ND = given(case.setting) if case.setting.sae else made_up(case)
     calibrated = sae.calibrated(h_ND[: len(h_ND) // 2])
-    ids = choose(calibrated, FREQUENCIES[case.frequency])
+    ids = choose(calibrated, *FREQUENCIES[case.frequency])
     lens, index = lens_object(sae), torch.tensor(ids, device=sae.device)
     W_DF = sae.W_enc_DF.contiguous()
     calls: dict[str, Callable[[], Tensor]] = {
@@ -190,11 +193,14 @@ def given(setting: Setting) -> tuple[SAE, Tensor]:
     return load_sae(setting.sae).to(setting.device), h_ND.to(setting.device)
 
 
-def choose(sae: SAE, frequency: float) -> list[int]:
-    """The 20 features whose firing frequency is nearest to the one asked for."""
+def choose(sae: SAE, low: float, high: float) -> list[int]:
+    """20 features whose firing frequencies are nearest to 20 from `low` to `high`, evenly on a logarithmic scale."""
     assert sae.frequency_F is not None
-    distance_F = ((sae.frequency_F + 1e-9).log() - torch.tensor(frequency).log()).abs()
-    return distance_F.argsort(stable=True)[:SELECTED].tolist()
+    log_F, chosen = (sae.frequency_F + 1e-9).log().cpu(), []
+    for wanted in torch.linspace(math.log(low), math.log(high), SELECTED):
+        nearest = (log_F - wanted).abs().argsort(stable=True)
+        chosen.append(next(i for i in nearest.tolist() if i not in chosen))
+    return chosen
 
 
 def lens_object(sae: SAE) -> Any:
