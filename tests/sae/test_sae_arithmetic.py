@@ -46,6 +46,7 @@ def make(architecture: str, x_ND: Tensor, W_FD: Tensor, k: int = 7) -> SAE:
         options["k"] = k
     if architecture == "relu" or k >= F - 1:
         bias = -z_F
+        bias[::3] = torch.nextafter(bias[::3], torch.tensor(-torch.inf))  # just below zero
     if architecture == "jumprelu":
         options["threshold_F"] = z_F + bias
         # A negative threshold never lets a negative value through: there the boundary is zero.
