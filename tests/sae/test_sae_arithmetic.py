@@ -45,8 +45,10 @@ def make(architecture: str, x_ND: Tensor, W_FD: Tensor, k: int = 7) -> SAE:
     if architecture == "topk":
         options["k"] = k
     if architecture == "relu" or k >= F - 1:
+        # One in three features just below zero, one just above, one at it.
         bias = -z_F
-        bias[::3] = torch.nextafter(bias[::3], torch.tensor(-torch.inf))  # just below zero
+        bias[::3] = torch.nextafter(bias[::3], torch.tensor(-torch.inf))
+        bias[1::3] = torch.nextafter(bias[1::3], torch.tensor(torch.inf))
     if architecture == "jumprelu":
         options["threshold_F"] = z_F + bias
         # A negative threshold never lets a negative value through: there the boundary is zero.
