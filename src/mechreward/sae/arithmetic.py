@@ -13,7 +13,7 @@ lie there, so the rule costs little. Deviation from sae-lens and torch.topk: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -58,11 +58,15 @@ class Encoder:
         pre = z + _pick(self.bias_F, ids)
         return pre if self.scale_F is None else pre * _pick(self.scale_F, ids)
 
-    def affine(self, x_ND: Float[Tensor, "n d"], ids_K: Int[Tensor, " k"] | None = None) -> Float[Tensor, "n k"]:
+    def part(self, ids_K: Int[Tensor, " k"]) -> Encoder:
+        """The encoder of some features alone, for `affine`."""
+        scale_K = None if self.scale_F is None else self.scale_F[ids_K]
+        return replace(self, W_FD=self.W_FD[ids_K], bias_F=self.bias_F[ids_K], scale_F=scale_K)
+
+    def affine(self, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n f"]:
         """Pre-activations in one go, the bias added inside the product: right within `margin`."""
-        W_KD = self.W_FD if ids_K is None else self.W_FD[ids_K]
-        pre_NK = torch.addmm(_pick(self.bias_F, ids_K), x_ND, W_KD.T)
-        return pre_NK if self.scale_F is None else pre_NK.mul_(_pick(self.scale_F, ids_K))
+        pre_NF = torch.addmm(self.bias_F, x_ND, self.W_FD.T)
+        return pre_NF if self.scale_F is None else pre_NF.mul_(self.scale_F)
 
     def margin(self, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
         """How far rounding can move a pre-activation of each token."""

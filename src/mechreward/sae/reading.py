@@ -30,6 +30,10 @@ GROWTH = 1.5
 """Of each stage over the one before."""
 STAGE_FLOATS = 2**20
 """Pre-activations of a stage held at once."""
+PIECE_FLOATS = 2**22
+"""Weights, and inputs, copied together at once for a stage."""
+COPY_ROWS = 64
+"""Copying a feature's weights together takes as long as its product with about so many rows."""
 
 
 def read_topk(
@@ -49,7 +53,7 @@ def read_topk(
     """
     acts_NK = torch.zeros(len(x_ND), len(ids_K), device=x_ND.device)
     margin_N = encoder.margin(x_ND)[:, 0]
-    largest_N = encoder.affine(x_ND, ids_K).amax(-1)
+    largest_N = encoder.part(ids_K).affine(x_ND).amax(-1)
     for rows in blocks(_not_outnumbered(encoder, x_ND, largest_N, margin_N, order_F), block_tokens):
         acts_NK[rows] = _counted(encoder, x_ND[rows], margin_N[rows], ids_K)
     return acts_NK
@@ -128,7 +132,7 @@ def _not_outnumbered(
         count_N[stay_M] += _exceeding(encoder, x_ND, stay_M, bar_N, ids_S)
         stay_M = stay_M[count_N[stay_M] < encoder.k]
         # A token that leaves saves a full encoding; the next stage costs each that stays more than this one.
-        gain, price = (before - len(stay_M)) * encoder.n_features, GROWTH * len(stay_M) * (end - start)
+        gain, price = (before - len(stay_M)) * encoder.n_features, GROWTH * (len(stay_M) + COPY_ROWS) * (end - start)
         if gain < price and end >= LEAST_STAGED * encoder.n_features:
             break
     return stay_M
@@ -143,8 +147,13 @@ def _stages(n_features: int, first: int) -> Iterator[tuple[int, int]]:
 
 def _exceeding(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Int[Tensor, " m"]:
     """How many of the features exceed the bar of each row."""
-    pieces = rows_M.split(max(1, STAGE_FLOATS // len(ids_S)))
-    return torch.cat([_above(encoder.affine(x_ND[rows], ids_S), bar_N[rows, None]) for rows in pieces])
+    count_M = torch.zeros_like(rows_M)
+    for ids in ids_S.split(max(1, PIECE_FLOATS // x_ND.shape[1])):
+        part = encoder.part(ids)
+        size = max(1, min(STAGE_FLOATS // len(ids), PIECE_FLOATS // x_ND.shape[1]))
+        for count, rows in zip(count_M.split(size), rows_M.split(size), strict=True):
+            count += _above(part.affine(x_ND[rows]), bar_N[rows, None])
+    return count_M
 
 
 def _above(values_MF: Tensor, bar_M1: Tensor) -> Int[Tensor, " m"]:

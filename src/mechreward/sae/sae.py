@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Full pre-activations exist for a block of tokens at a time: at least so many tokens, or as many as fit these bytes.
 BLOCK_TOKENS, BLOCK_BYTES = 128, 4 * 2**20
 # What the encoder is applied to is held for so much at a time.
-INPUT_BYTES = 16 * 2**20
+INPUT_BYTES = 40 * 2**20
 
 
 @dataclass(frozen=True)
