@@ -192,13 +192,15 @@ def test_the_tap_can_be_turned_off(tmp_path, model, sae, char_tokenizer, make, s
 
 
 def test_the_loss_is_not_tapped(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    hooks = [len(block._forward_hooks) for block in find_blocks(model)]
     trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=MISALIGNED)
     out = score(trainer)
     caught = trainer._tap.take("policy")
     trainer.current_gradient_accumulation_steps = 1
     trainer._compute_loss(trainer.model, {**out, "num_items_in_batch": torch.tensor(8.0)}).backward()
     assert trainer._tap.take("policy") is caught
-    assert not any(block._forward_hooks for block in find_blocks(model))
+    # transformers leaves hooks of its own on a model that was once asked for its hidden states.
+    assert [len(block._forward_hooks) for block in find_blocks(model)] == hooks
 
 
 @pytest.mark.parametrize("config", [{}, MISALIGNED], ids=["forward", "tapped"])
