@@ -146,6 +146,31 @@ def test_an_adapter_from_before_is_part_of_the_starting_model(
         assert trainer._tap_agrees is (None if beta == 0 else True)
 
 
+def test_the_reference_of_full_fine_tuning_is_the_starting_model(
+    tmp_path, model, sae, char_tokenizer, make, score
+) -> None:
+    model.save_pretrained(tmp_path / "start")
+    reward, rollouts = FeatureReward(WEIGHTS, sae), []
+    trainer = make(
+        tmp_path,
+        str(tmp_path / "start"),
+        [reward, even_tokens],
+        char_tokenizer,
+        config={"beta": 0.1},
+        dense=DenseConfig(reader="frozen", gap_every=0, sample_rollouts=8),
+        on_rollouts=rollouts.append,
+    )
+    perturb(trainer.model)
+    out = score(trainer)
+    assert trainer._tap_agrees is True and trainer._tap.take("policy") is None
+    for row in range(3):
+        expected = token_by_token(model, reward, out, row)
+        assert rollouts[-1].token_rewards[row] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    trainer.args.sync_ref_model = True  # a reference that moves is no frozen model
+    score(trainer)
+    assert trainer._tap.take("frozen") is None
+
+
 def test_a_tap_that_reads_something_else_is_not_used(
     tmp_path, tiny_gpt2, sae, char_tokenizer, make, score, caplog, monkeypatch
 ) -> None:
