@@ -123,8 +123,8 @@ class FeatureReward:
         return norm_outliers(h_BTD, mask_BT)
 
     @torch.no_grad()
-    def compute_per_token(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """r_BT in float32 on the device of `h_BTD`; 0 where masked or of massive norm.
+    def score_tokens(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> TokenRewards:
+        """r_BT in float32 on the device of `h_BTD`, 0 where masked or of massive norm; and `readable`.
 
         Raises:
             InputError: if the residuals have another width than the SAE, or an unmasked one is NaN or infinite.
@@ -136,7 +136,11 @@ class FeatureReward:
         reward_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=h_BTD.device)
         acts_NK = self.sae.read(h_BTD[readable_BT], self.feature_ids())
         reward_BT[readable_BT] = (acts_NK @ self._weight_K.to(acts_NK.device)).to(h_BTD.device)
-        return reward_BT
+        return reward_BT, readable_BT
+
+    def compute_per_token(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+        """The rewards of `score_tokens` alone."""
+        return self.score_tokens(h_BTD, mask_BT)[0]
 
     def compute(
         self,
@@ -149,8 +153,8 @@ class FeatureReward:
         Raises:
             InputError: as `compute_per_token`, and for `step_end` without `step_end_BT` (see `step_mark`).
         """
-        reward_BT = self.compute_per_token(h_BTD, mask_BT)
-        return pool(reward_BT, self.readable(h_BTD, mask_BT), self._pooling, step_end_BT)
+        reward_BT, readable_BT = self.score_tokens(h_BTD, mask_BT)
+        return pool(reward_BT, readable_BT, self._pooling, step_end_BT)
 
     def step_ends(
         self, tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]
@@ -252,8 +256,8 @@ def read_tokens(
         rows = torch.tensor([filled[row] for row in batch.rows])
         for reward, (reward_BT, readable_BT) in zip(rewards, results, strict=True):
             h_BTD, width = batch.h_BTD[reward.layer], batch.mask_BT.shape[1]
-            reward_BT[rows, :width] = reward.compute_per_token(h_BTD, batch.mask_BT).cpu()
-            readable_BT[rows, :width] = reward.readable(h_BTD, batch.mask_BT).cpu()
+            values_BT, has_BT = reward.score_tokens(h_BTD, batch.mask_BT)
+            reward_BT[rows, :width], readable_BT[rows, :width] = values_BT.cpu(), has_BT.cpu()
     return results
 
 

@@ -90,8 +90,7 @@ class Tap:
 
     @staticmethod
     def _score(reward: FeatureReward, h_BTD: Tensor, mask_BT: Tensor) -> TokenRewards:
-        h_BTD = h_BTD.float()
-        return reward.compute_per_token(h_BTD, mask_BT), reward.readable(h_BTD, mask_BT)
+        return reward.score_tokens(h_BTD.float(), mask_BT)
 
 
 def difference(tapped: Sequence[TokenRewards], read: Sequence[TokenRewards]) -> float | None:
