@@ -13,7 +13,7 @@ from torch import nn
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
-from mechreward.rollout import sample_responses
+from mechreward.rollout import continue_responses, sample_responses
 from mechreward.rollout.decoding import Plan, Row, extend
 from mechreward.tasks import Question
 
@@ -241,3 +241,76 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused(llama: LoadedModel) -> No
     tokenizer.add_tokens(["€"])
     with pytest.raises(InputError, match="tokenizer: it gave token 64 for q; the model knows 0 to 63"):
         sample_responses(LoadedModel(llama.model, tokenizer, "x"), [Question("q", "5€", "1")], n=1, max_new_tokens=2)
+
+
+def test_continuing_keeps_what_was_kept_and_draws_the_rest_anew(llama: LoadedModel) -> None:
+    many = with_eos(llama, [EOS, *range(3, 12)])
+    responses = [r for r in sample_responses(many, QUESTIONS, **ASK) if len(r.completion_ids) > 4][:6]
+    starts = [i % 5 for i in range(len(responses))]
+    many_more = continue_responses(many, responses, starts, n=5, max_new_tokens=12, batch_size=7, seed=1)
+    assert [len(group) for group in many_more] == [5] * len(responses)
+    for response, start, group in zip(responses, starts, many_more, strict=True):
+        assert [r.sample for r in group] == [0, 1, 2, 3, 4]
+        assert {(r.question_id, r.prompt_ids) for r in group} == {(response.question_id, response.prompt_ids)}
+        for r in group:
+            assert r.completion_ids[:start] == response.completion_ids[:start]
+            assert r.text == llama.tokenizer.decode(r.completion_ids, skip_special_tokens=True)
+            want = forward_logprobs(llama.model, r.prompt_ids, r.completion_ids)
+            torch.testing.assert_close(torch.tensor(r.logprobs).double(), want, atol=1e-4, rtol=1e-4)
+            assert (r.completion_ids[-1] in [EOS, *range(3, 12)]) == (r.finish == "eos")
+        assert len({r.completion_ids for r in group}) > 1
+
+
+def test_greedy_from_anywhere_is_greedy_from_the_start(loaded: LoadedModel) -> None:
+    greedy = {"n": 1, "max_new_tokens": 8, "temperature": 0.0}
+    responses = sample_responses(loaded, QUESTIONS, **greedy)
+    for start in (0, 3, 7):
+        starts = [min(start, len(r.completion_ids)) for r in responses]
+        again = continue_responses(loaded, responses, starts, **greedy)
+        assert [group[0].completion_ids for group in again] == [r.completion_ids for r in responses]
+
+
+def test_a_response_that_is_kept_whole_is_drawn_no_further(llama: LoadedModel) -> None:
+    responses = sample_responses(with_eos(llama, [EOS, *range(3, 12)]), QUESTIONS, **ASK)
+    ended = next(r for r in responses if r.finish == "eos")
+    cut = next(r for r in responses if r.finish == "length")
+    many = with_eos(llama, [EOS, *range(3, 12)])
+    starts = [len(ended.completion_ids), 12]
+    groups = continue_responses(many, [ended, cut], starts, n=2, max_new_tokens=12)
+    for response, group in zip([ended, cut], groups, strict=True):
+        kept = (response.completion_ids, response.logprobs, response.finish, response.text)
+        assert [(r.completion_ids, r.logprobs, r.finish, r.text) for r in group] == [kept] * 2
+    assert continue_responses(many, [], [], n=2, max_new_tokens=12) == []
+
+
+def test_continuations_follow_the_distribution_after_the_kept_tokens(llama: LoadedModel) -> None:
+    response = sample_responses(llama, QUESTIONS[:1], n=1, max_new_tokens=4)[0]
+    drawn = continue_responses(llama, [response], [2], n=3000, max_new_tokens=3, batch_size=3000, seed=2)[0]
+    with torch.no_grad():
+        ids = torch.tensor([[*response.prompt_ids, *response.completion_ids[:2]]])
+        p = llama.model(ids).logits[0, -1].softmax(-1)
+    counts = Counter(r.completion_ids[2] for r in drawn)
+    for token, share in enumerate(p.tolist()):
+        assert abs(counts[token] / 3000 - share) <= 5 * math.sqrt(share * (1 - share) / 3000) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("starts", "options", "sentence"),
+    [
+        ([-1], {}, "starts: -1 is out of range for a response to 0; allowed are 0 to 4"),
+        ([5], {}, "starts: 5 is out of range for a response to 0; allowed are 0 to 4"),
+        ([3], {"max_new_tokens": 2}, "starts: 3 is out of range for a response to 0; allowed are 0 to 2"),
+        ([1, 1], {}, "starts: 2 are given for 1 responses; give one each"),
+        ([1], {"max_new_tokens": 252}, "questions: 0 needs 5 prompt tokens + 252 new ones"),
+        ([1], {"n": 0}, "n: 0 is too small"),
+    ],
+)
+def test_bad_starts_are_one_sentence(llama: LoadedModel, starts: list[int], options: dict, sentence: str) -> None:
+    responses = sample_responses(never_ending_loaded(llama), QUESTIONS[:1], n=1, max_new_tokens=4)
+    with pytest.raises(InputError) as caught:
+        continue_responses(llama, responses, starts, **{"n": 1, "max_new_tokens": 8, **options})
+    assert str(caught.value).startswith(sentence)
+
+
+def never_ending_loaded(loaded: LoadedModel) -> LoadedModel:
+    return LoadedModel(never_ending(loaded.model), loaded.tokenizer, loaded.name)

@@ -1,4 +1,4 @@
-"""Sampling G responses a question with transformers' `generate`, token ids and log-probabilities kept.
+"""Sampling G responses a question with transformers' `generate`, or the rest of a response from any token on.
 
 Choices:
 - Log-probabilities are gathered while sampling, from the logits each token was drawn from (before temperature and
@@ -60,24 +60,62 @@ def sample_responses(
         InputError: naming a bad argument, an empty prompt, or a question that does not fit into the context.
     """
     _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
-    model = unwrap(loaded.model)
-    plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
     prompts = tokenise_prompts(loaded, questions, max_new_tokens=max_new_tokens, chat=chat)
+    plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
     queue = [Row(q, sample, prompt) for q, prompt in enumerate(prompts) for sample in range(n)]
-    queue.sort(key=lambda row: len(row.prompt))
     done: dict[tuple[int, int], Response] = {}
-    with torch.random.fork_rng(_cuda_devices(model)), eval_mode(model):
-        torch.manual_seed(seed)
-        while queue:
-            rows, queue = queue[:batch_size], queue[batch_size:]
-            extend(model, rows, plan)
-            ended = [row for row in rows if plan.ended(row)]
-            queue += [row for row in rows if not plan.ended(row)]
-            fresh = [_response(loaded, questions[row.question].id, row, plan) for row in ended]
-            done.update({(row.question, row.sample): r for row, r in zip(ended, fresh, strict=True)})
-            if on_batch is not None:
-                on_batch(fresh)
+
+    def keep(ended: list[Row]) -> None:
+        fresh = [_response(loaded, questions[row.question].id, row, plan) for row in ended]
+        done.update({(row.question, row.sample): r for row, r in zip(ended, fresh, strict=True)})
+        if on_batch is not None:
+            on_batch(fresh)
+
+    _grow(unwrap(loaded.model), queue, plan, batch_size, seed, keep)
     return [done[key] for key in sorted(done)]
+
+
+def continue_responses(
+    loaded: LoadedModel,
+    responses: Sequence[Response],
+    starts: Sequence[int],
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[list[Response]]:
+    """Keeps the first `starts[i]` tokens of response i and draws the rest anew, `n` times.
+
+    Token ids go in as they were sampled. A response kept up to its EOS, or to `max_new_tokens`, has nothing to draw.
+
+    Args:
+        starts: tokens kept of each response, 0 to its length; the same response may be listed more than once.
+        max_new_tokens: at most so many tokens a completion, those kept included.
+        n, temperature, top_p, batch_size, seed: as in `sample_responses`.
+
+    Returns:
+        For each response its `n` continuations: whole responses, with the kept tokens and their log-probabilities, not
+        verified, whose `sample` counts from 0.
+
+    Raises:
+        InputError: naming a bad argument, or a start that is out of range.
+    """
+    _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
+    _check_starts(responses, starts, max_new_tokens)
+    names, prompts = [r.question_id for r in responses], [r.prompt_ids for r in responses]
+    _check_prompts(unwrap(loaded.model), names, prompts, max_new_tokens)
+    plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
+    rows = [
+        Row(i, k, list(r.prompt_ids), list(r.completion_ids[:start]), list(r.logprobs[:start]))
+        for i, (r, start) in enumerate(zip(responses, starts, strict=True))
+        for k in range(n)
+    ]
+    _grow(unwrap(loaded.model), rows, plan, batch_size, seed, lambda _: None)
+    grown = [_response(loaded, responses[row.question].question_id, row, plan) for row in rows]
+    return [grown[i * n : (i + 1) * n] for i in range(len(responses))]
 
 
 def tokenise_prompts(
@@ -89,8 +127,27 @@ def tokenise_prompts(
         InputError: for an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context.
     """
     prompts = [_prompt_ids(loaded, question, chat) for question in questions]
-    _check_prompts(unwrap(loaded.model), questions, prompts, max_new_tokens)
+    _check_prompts(unwrap(loaded.model), [question.id for question in questions], prompts, max_new_tokens)
     return prompts
+
+
+def _grow(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    plan: Plan,
+    batch_size: int,
+    seed: int,
+    on_ended: Callable[[list[Row]], None],
+) -> None:
+    """Draws the rows' tokens until all have ended; changes them, and calls with those that have ended as they do."""
+    queue = sorted((row for row in rows if not plan.ended(row)), key=lambda row: len(row.prompt) + len(row.ids))
+    with torch.random.fork_rng(_cuda_devices(model)), eval_mode(model):
+        torch.manual_seed(seed)
+        while queue:
+            batch, queue = queue[:batch_size], queue[batch_size:]
+            extend(model, batch, plan)
+            queue += [row for row in batch if not plan.ended(row)]
+            on_ended([row for row in batch if plan.ended(row)])
 
 
 def _response(loaded: LoadedModel, question_id: str, row: Row, plan: Plan) -> Response:
@@ -141,16 +198,26 @@ def _check_numbers(n: int, max_new_tokens: int, temperature: float, top_p: float
         raise InputError(f"n: {n} greedy responses to a question would all be the same; with temperature 0 n must be 1")
 
 
+def _check_starts(responses: Sequence[Response], starts: Sequence[int], max_new_tokens: int) -> None:
+    if len(responses) != len(starts):
+        raise InputError(f"starts: {len(starts)} are given for {len(responses)} responses; give one each")
+    for response, start in zip(responses, starts, strict=True):
+        most = min(len(response.completion_ids), max_new_tokens)
+        if not 0 <= start <= most:
+            where = f"a response to {response.question_id}"
+            raise InputError(f"starts: {start} is out of range for {where}; allowed are 0 to {most}")
+
+
 def _check_prompts(
-    model: PreTrainedModel, questions: Sequence[Question], prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: PreTrainedModel, names: Sequence[str], prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
     context, vocabulary = context_length(model), vocabulary_size(model)
-    for question, prompt in zip(questions, prompts, strict=True):
+    for name, prompt in zip(names, prompts, strict=True):
         if not prompt:
-            raise InputError(f"questions: the prompt of {question.id} has no tokens; it must have at least one")
+            raise InputError(f"questions: the prompt of {name} has no tokens; it must have at least one")
         if context is not None and len(prompt) + max_new_tokens > context:
             longest = f"{len(prompt)} prompt tokens + {max_new_tokens} new ones"
-            raise InputError(f"questions: {question.id} needs {longest}; the model reads at most {context}")
+            raise InputError(f"questions: {name} needs {longest}; the model reads at most {context}")
         if max(prompt) >= vocabulary:
-            stray = f"token {max(prompt)} for {question.id}"
+            stray = f"token {max(prompt)} for {name}"
             raise InputError(f"tokenizer: it gave {stray}; the model knows 0 to {vocabulary - 1}; use the model's own")
