@@ -48,6 +48,9 @@ class DenseConfig:
     """Completions a training step that `on_rollouts` gets, taken evenly over the batch."""
     read_batch_size: int = 32
     """Completions a reader forward."""
+    fast_rollouts: bool = True
+    """On CUDA, decode with a static cache and a compiled step where the user has chosen nothing else; see
+    `mechreward.training.generation`."""
 
     def __post_init__(self) -> None:
         check_credit(self.credit, self.gamma)

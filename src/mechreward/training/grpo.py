@@ -1,19 +1,23 @@
 """GRPO with per-token rewards: `trl.GRPOTrainer` whose advantages are [B, T] instead of [B].
 
-Two methods of TRL's are overridden. `_generate_and_score_completions` is the only place where prompt ids, completion
+The heart is one method of TRL's. `_generate_and_score_completions` is the only place where prompt ids, completion
 ids, masks and TRL's own advantages meet while rows are still in group order: TRL samples, scores the scalar rewards and
 makes outcome advantages as ever; then `training.reader` gives the token rewards of the finished completions, and
 `reward.credit` makes A_BT = A_outcome[:, None] + A_dense_BT, a shape that TRL's loss accepts.
-`_get_per_token_logps_and_entropies` is passed through; its forwards are tapped where TRL scores a batch anyway.
+`_get_per_token_logps_and_entropies` is passed through; its forwards are tapped where TRL scores a batch anyway. So are
+`_tokenize_prompts`, to size the static cache (`training.generation`), and `_calculate_rewards`, to refuse infinities.
 
 Token t is paid for the state after it was read. Tool output and padding get no credit. Groups and scales are those of
-the whole batch, over all processes. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's.
+the whole batch, over all processes. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's (on
+CUDA with `fast_rollouts` off: a compiled model rounds differently).
+
+A scalar reward that is None or NaN says nothing of its row, as in TRL: the other rewards are summed, and a row without
+any has outcome advantage 0. Infinity is an error, of a scalar or a dense reward: TRL would train on the largest float.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -31,21 +35,20 @@ from mechreward.errors import InputError
 from mechreward.models import unwrap
 from mechreward.reward import (
     Advantages,
-    FeatureReward,
     dense_advantages,
-    pool,
     stage3_advantages,
     step_ends,
     token_credit,
 )
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.batch import Scalars, completions_of, like, loss_mask, prompts_of, rows_of_all, sample
+from mechreward.training.checks import check_batch, check_rewards, check_scalar_rewards, check_token_rewards
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
+from mechreward.training.generation import cache_length, use_static_cache, wants_static_cache
 from mechreward.training.host import check_host
 from mechreward.training.logging import Rollouts
-from mechreward.training.reader import EXACT, ROUGH, Reader, Tap, difference, frozen_decoder
-
-logger = logging.getLogger(__name__)
+from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics
+from mechreward.training.reader import EXACT, ROUGH, Reader, Tap, agrees, difference, frozen_decoder, largest
 
 
 class MechRewardGRPOTrainer(GRPOTrainer):
@@ -94,14 +97,36 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         # An adapter that training started with: turned off, it leaves the model as it was.
         self._new_adapter = isinstance(policy, PeftModel) and not isinstance(model, PeftModel)
         self._check_setup(policy)
+        self._static_cache = self.dense.fast_rollouts and self._wants_static_cache(policy)
+        if self._static_cache:
+            use_static_cache(self.generation_config)
+
+    def _wants_static_cache(self, policy: Any) -> bool:
+        args: Any = self.args
+        return wants_static_cache(
+            args,
+            self.accelerator.device,
+            can_compile=unwrap(policy)._can_compile_fullgraph,
+            one_turn=not self.tools and self.rollout_func is None,
+            sharded=self._sharded,
+        )
+
+    def _tokenize_prompts(self, prompts: list[Any], *args: Any, **named: Any) -> Any:
+        tokenised = super()._tokenize_prompts(prompts, *args, **named)
+        if self._static_cache:
+            width = max(map(len, tokenised[0]))
+            self.generation_config.max_cache_len = cache_length(width, self.generation_config.max_new_tokens)
+        return tokenised
+
+    def _calculate_rewards(self, *args: Any, **named: Any) -> Tensor:
+        rewards_BN: Tensor = super()._calculate_rewards(*args, **named)
+        check_scalar_rewards(rewards_BN, self.reward_func_names)
+        return rewards_BN
 
     def _check_setup(self, policy: Any) -> None:
+        check_rewards(self.dense_rewards, policy, trains=self.dense.weight != 0)
         for reward in self.dense_rewards:
-            reward.check_model(policy)
             reward.sae = reward.sae.to(self.accelerator.device)
-            if self.dense.weight != 0 and not reward.gate_passed:
-                name = f"{reward.name} (spec {reward.spec_hash[:12]})"
-                logger.warning("%s carries no passed gate: nothing shows that it goes with right answers", name)
         copied = (
             self.dense_rewards and (self.dense.reader == "frozen" or self.dense.gap_every) and not self._new_adapter
         )
@@ -152,7 +177,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         mode = self._mode()
         loss_mask_BT = loss_mask(out)
         if self.dense_rewards:
-            self._check_batch(out, loss_mask_BT)
+            first = self.state.global_step == 0
+            check_batch(out, loss_mask_BT, first=first, longest=self.max_completion_length)
             reward_BT, readable_BT = self._read(out, mode)
             outcome_B = out["advantages"]
             advantages = self._advantages(out, reward_BT, readable_BT & loss_mask_BT, loss_mask_BT, mode)
@@ -161,9 +187,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
                 out["advantages"] = advantages.total_BT.to(outcome_B.dtype)
             if mode == "train":
                 save_outcome_rms(self.state, advantages.outcome_rms)
-            self._log_dense(advantages, mode)
+            self._log_numbers(mode, dense_metrics(advantages))
             if mode == "train" and self.dense.gap_every and self.state.global_step % self.dense.gap_every == 0:
-                self._log_gap(out, reward_BT, readable_BT & loss_mask_BT)
+                self._log_numbers(mode, self._gap(out, reward_BT, readable_BT & loss_mask_BT))
         else:
             reward_BT, readable_BT = torch.zeros(loss_mask_BT.shape), torch.zeros_like(loss_mask_BT)
         if self._on_rollouts is not None and mode == "train":
@@ -174,22 +200,16 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         policy: Any = self.model
         return "train" if policy.training else "eval"
 
-    def _check_batch(self, out: dict[str, Any], loss_mask_BT: Tensor) -> None:
-        if "pixel_values" in out:
-            raise InputError("images: dense rewards read text only; this batch holds images")
-        if self.state.global_step == 0 and not gather(loss_mask_BT.sum()).sum():
-            raise InputError(
-                f"max_completion_length: all completions of the first batch ran into {self.max_completion_length} "
-                "tokens and mask_truncated_completions leaves nothing to train on; allow longer ones"
-            )
-
     def _read(self, out: dict[str, Any], mode: str) -> tuple[Tensor, Tensor]:
         """The weighted sum of all dense rewards a token, and the tokens that all of them could read."""
         started = time.perf_counter()
         parts = self._parts(out, mode)
         total_BT, all_readable_BT = self._sum(parts)
         for reward, (reward_BT, readable_BT) in zip(self.dense_rewards, parts, strict=True):
-            self._log_component(reward, reward_BT, readable_BT & loss_mask(out), out, mode)
+            check_token_rewards(reward, reward_BT, readable_BT)
+            ends_BT = reward.step_ends(self._tokenizer, completions_of(out))
+            ends_BT = None if ends_BT is None else like(out, ends_BT)
+            self._log_numbers(mode, component_metrics(reward, reward_BT, readable_BT & loss_mask(out), ends_BT))
         self._metrics[mode]["dense/reader_seconds"].append(time.perf_counter() - started)
         return total_BT, all_readable_BT
 
@@ -200,25 +220,15 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             return self._forward(self.dense.reader, out)
         if self._tap_agrees is None:
             read = self._forward(self.dense.reader, out)
-            apart = difference(tapped, read)
+            apart = largest(difference(tapped, read), self.accelerator.device)
             if apart is None:
                 return read
-            self._tap_agrees = self._settle_tap(apart)
+            policy = unwrap(self.accelerator.unwrap_model(self.model))
+            exact = policy.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+            self._tap_agrees = agrees(apart, EXACT if exact else ROUGH)
             self._metrics[mode]["dense/tap_difference"].append(apart)
             return tapped if self._tap_agrees else read
         return tapped
-
-    def _settle_tap(self, apart: float) -> bool:
-        policy = unwrap(self.accelerator.unwrap_model(self.model))
-        exact = policy.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-        if gather(torch.tensor(apart, device=self.accelerator.device)).max() <= (EXACT if exact else ROUGH):
-            return True
-        logger.warning(
-            "TRL's scoring pass gives token rewards that differ by %.1f %% from an undisturbed forward (dropout, or "
-            "positions shifted by padding); rewards are read by a forward of their own",
-            100 * apart,
-        )
-        return False
 
     def _forward(self, reader: Reader, out: dict[str, Any]) -> list[TokenRewards]:
         """Token rewards by one forward over the unpadded rows, in evaluation mode, stopped after the last block."""
@@ -291,37 +301,16 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             self._token_texts[token] = str(self._tokenizer.decode([token]))
         return self._token_texts[token]
 
-    def _log_component(
-        self, reward: FeatureReward, reward_BT: Tensor, mask_BT: Tensor, out: dict[str, Any], mode: str
-    ) -> None:
-        ends_BT = reward.step_ends(self._tokenizer, completions_of(out))
-        pooled_B = pool(reward_BT, mask_BT, reward.aggregation, None if ends_BT is None else like(out, ends_BT))
-        seen_B = pooled_B[~pooled_B.isnan()]
-        if len(seen_B):
-            self._metrics[mode][f"rewards/{reward.name}/mean"].append(seen_B.mean().item())
-            self._metrics[mode][f"rewards/{reward.name}/std"].append(seen_B.std(correction=0).item())
+    def _log_numbers(self, mode: str, numbers: Metrics) -> None:
+        for name, value in numbers.items():
+            self._metrics[mode][name].append(value)
 
-    def _log_dense(self, advantages: Advantages, mode: str) -> None:
-        metrics = self._metrics[mode]
-        metrics["dense/advantage_rms"].append(advantages.dense_rms)
-        metrics["dense/outcome_advantage_rms"].append(advantages.outcome_rms)
-        metrics["dense/zero_variance_groups"].append(advantages.degenerate_share)
-        # Of the squared length of all advantages the part along the dense ones: 0 if they do nothing, 1 if all.
-        along, total = (
-            gather((part_BT * advantages.total_BT).sum()).sum().item()
-            for part_BT in (advantages.dense_BT, advantages.total_BT)
-        )
-        metrics["dense/share"].append(along / total if total > 0 else 0.0)
-
-    def _log_gap(self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor) -> None:
-        """What the policy's own states add to the reward of its text: live minus frozen reader, over all tokens."""
+    def _gap(self, out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor) -> Metrics:
+        """The other reader's rewards of the same batch beside those that train."""
         other: Reader = "frozen" if self.dense.reader == "policy" else "policy"
         other_BT, readable_BT = self._sum(self._forward(other, out))
-        both_BT = mask_BT & readable_BT
-        if both_BT.any():
-            gap = (reward_BT - other_BT)[both_BT] * (1 if self.dense.reader == "policy" else -1)
-            self._metrics["train"]["dense/reader_gap"].append(gap.mean().item())
-            self._metrics["train"]["dense/reader_gap_rms"].append(gap.square().mean().sqrt().item())
+        live_BT, frozen_BT = (reward_BT, other_BT) if other == "frozen" else (other_BT, reward_BT)
+        return gap_metrics(live_BT, frozen_BT, mask_BT & readable_BT)
 
     def _sample(
         self, inputs: list[dict[str, Any]], out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor

@@ -13,16 +13,21 @@ trainer goes on with the tap only where they agree.
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from mechreward.models import find_blocks, unwrap
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
+
+logger = logging.getLogger(__name__)
 
 Reader = Literal["policy", "frozen"]
 EXACT, ROUGH = 1e-3, 5e-2
@@ -103,6 +108,25 @@ def difference(tapped: Sequence[TokenRewards], read: Sequence[TokenRewards]) -> 
         if size > 0:
             shares.append((tap_BT - read_BT)[either_BT].abs().sum().item() / size)
     return max(shares, default=None)
+
+
+def largest(share: float | None, device: torch.device) -> float | None:
+    """The largest difference of all processes; None where none of them has one."""
+    shares = gather(torch.tensor([math.nan if share is None else share], device=device))
+    seen = shares[~shares.isnan()]
+    return seen.max().item() if len(seen) else None
+
+
+def agrees(share: float, allowed: float) -> bool:
+    """Whether a tap may be trusted that differs by `share`; warns if not."""
+    if share <= allowed:
+        return True
+    logger.warning(
+        "TRL's scoring pass gives token rewards that differ by %.1f %% from an undisturbed forward (dropout, or "
+        "positions shifted by padding); rewards are read by a forward of their own",
+        100 * share,
+    )
+    return False
 
 
 def frozen_decoder(model: Any, layer: int) -> nn.Module:

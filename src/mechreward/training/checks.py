@@ -1,0 +1,56 @@
+"""What the dense trainer asks of the rewards it is given, and of each batch, before anything is trained on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.utils import gather
+from torch import Tensor
+
+from mechreward.errors import InputError
+from mechreward.reward import FeatureReward
+
+logger = logging.getLogger(__name__)
+
+
+def check_rewards(rewards: Sequence[FeatureReward], policy: Any, trains: bool) -> None:
+    """Raises InputError for a reward that does not fit the model; warns of one that `trains` without a passed gate."""
+    for reward in rewards:
+        reward.check_model(policy)
+        if trains and not reward.gate_passed:
+            name = f"{reward.name} (spec {reward.spec_hash[:12]})"
+            logger.warning("%s carries no passed gate: nothing shows that it goes with right answers", name)
+
+
+def check_batch(out: dict[str, Any], loss_mask_BT: Tensor, *, first: bool, longest: int | None) -> None:
+    """Raises InputError for images, and for a first batch whose completions were all cut and masked."""
+    if "pixel_values" in out:
+        raise InputError("images: dense rewards read text only; this batch holds images")
+    if first and not gather(loss_mask_BT.sum()).sum():
+        raise InputError(
+            f"max_completion_length: all completions of the first batch ran into {longest} tokens and "
+            "mask_truncated_completions leaves nothing to train on; allow longer ones"
+        )
+
+
+def check_scalar_rewards(rewards_BN: Tensor, names: Sequence[str]) -> None:
+    """Raises InputError if a scalar reward is infinite; NaN, TRL's None, is none. [B, N], one column a name."""
+    if rewards_BN.isinf().any():
+        row, column = rewards_BN.isinf().nonzero()[0].tolist()
+        raise InputError(
+            f"{names[column]}: gave completion {row} a reward of {rewards_BN[row, column].item()}; a reward must be "
+            "finite, or None (or NaN) where there is none"
+        )
+
+
+def check_token_rewards(reward: FeatureReward, reward_BT: Tensor, mask_BT: Tensor) -> None:
+    """Raises InputError, naming the reward, if the reward of an unmasked token is NaN or infinite."""
+    wrong_BT = mask_BT & ~reward_BT.isfinite()
+    if wrong_BT.any():
+        row, token = wrong_BT.nonzero()[0].tolist()
+        raise InputError(
+            f"{reward.name}: gave token {token} of completion {row} a reward of {reward_BT[row, token].item()}; all "
+            "must be finite, so look at the SAE's weights and the pack's weights and scales"
+        )
