@@ -22,8 +22,7 @@ from mechreward.rollout import Response
 from mechreward.sae import SAE, SAEMeta
 
 WIDTH, LAYER = 32, 1
-# The package's `gate1` is the function; the module of that name is where the reader is looked up.
-MODULE = sys.modules["mechreward.gates.gate1"]
+READING = sys.modules["mechreward.gates.reading"]
 
 
 @dataclass
@@ -88,7 +87,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, columns: dict[int, np.ndarray]) -> No
                     h_BTD[place, :, feature] = float(column[row])
             yield ResidualBatch(rows, h_BTD, mask_BT)
 
-    monkeypatch.setattr(MODULE, "iter_residuals", fake)
+    monkeypatch.setattr(READING, "iter_residuals", fake)
 
 
 def run(
@@ -245,7 +244,7 @@ def test_too_few_mixed_questions_are_said_in_words(monkeypatch: pytest.MonkeyPat
 def test_answers_all_alike_need_no_forward(
     monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, right: bool, word: str
 ) -> None:
-    monkeypatch.setattr(MODULE, "iter_residuals", None)
+    monkeypatch.setattr(READING, "iter_residuals", None)
     world = make_world(20, 2)
     responses = [replace(r, correct=right) for r in world.responses]
     result = gate1(FeatureReward({0: 1.0}, make_sae()), responses, loaded)

@@ -6,9 +6,11 @@ features and reward.
 """
 
 from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
-from mechreward.gates.gate1 import Gate1Result, compare, gate1, read_scores
+from mechreward.gates.evidence import Evidence, compare, judge_scores
+from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
+from mechreward.gates.reading import read_scores
 from mechreward.gates.statistics import (
     Interval,
     PairedResult,
@@ -27,6 +29,7 @@ from mechreward.gates.statistics import (
 )
 
 __all__ = [
+    "Evidence",
     "Gate1Result",
     "Interval",
     "Judgement",
@@ -44,6 +47,7 @@ __all__ = [
     "compare",
     "gate1",
     "judge",
+    "judge_scores",
     "label_permutation_p",
     "length",
     "mean_logprob",

@@ -34,13 +34,18 @@ def mean_logprob(responses: Sequence[Response]) -> Array:
     Raises:
         InputError: if a response does not have one for each token.
     """
+    check_logprobs(responses)
+    return np.array([np.mean(response.logprobs) for response in responses])
+
+
+def check_logprobs(responses: Sequence[Response]) -> None:
+    """Raises InputError unless every response has a log-probability for each token."""
     for response in responses:
         if len(response.logprobs) != len(response.completion_ids):
             raise InputError(
                 f"logprobs: an answer to question {response.question_id} has {len(response.logprobs)} for "
                 f"{len(response.completion_ids)} tokens, they must be as many"
             )
-    return np.array([np.mean(response.logprobs) for response in responses])
 
 
 def length(responses: Sequence[Response]) -> Array:

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from mechreward.errors import InputError
 from mechreward.features.pooling import check_responses
 from mechreward.gates.baselines import FOLDS, centred, length, mean_logprob
-from mechreward.gates.gate1 import compare
+from mechreward.gates.evidence import compare
 from mechreward.gates.judgement import ScoreRow
 from mechreward.gates.statistics import Interval, cluster_bootstrap, question_pairs, ratio, within_question_auroc
 from mechreward.models import LoadedModel, iter_blocks, n_blocks, norm_outliers
