@@ -148,7 +148,7 @@ def test_float32_whatever_comes_in(dtype: torch.dtype) -> None:
     assert torch.equal(sae.encode(h), sae.encode(h.float()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(sae.encode(h), sae.encode(h.float()))
-        assert torch.equal(sae.read(h, [0, 4, 9]), sae.encode(h.float())[:, [0, 4, 9]])
+        torch.testing.assert_close(sae.read(h, [0, 4, 9]), sae.encode(h.float())[:, [0, 4, 9]], rtol=1e-6, atol=1e-6)
         inside = sae.decode(sae.encode(h))
     assert inside.dtype == torch.float32
     assert torch.equal(inside, sae.decode(sae.encode(h)))
@@ -262,3 +262,19 @@ def test_options_of_another_architecture() -> None:
         small("jumprelu", rescale_acts_by_decoder_norm=True)
     with pytest.raises(InputError, match="threshold_F"):
         small("jumprelu", threshold_F=None)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_feature_adds_its_decoder_row_in_the_residual_s_unit(norm: str, rescaled: bool) -> None:
+    sae = random_sae("topk", input_norm=norm, rescale_acts_by_decoder_norm=rescaled)
+    h = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)) * 3 + 1
+    acts = sae.encode(h)
+    changed = acts.clone()
+    changed[:, [2, 11]] += torch.tensor([1.5, -0.5])
+    wanted = sae.decode(changed, h) - sae.decode(acts, h)
+    added = torch.tensor([1.5, -0.5]) @ sae.decoder_rows([2, 11]) * sae.residual_unit(h)
+    torch.testing.assert_close(added, wanted, rtol=1e-4, atol=1e-5)
+    assert wanted.norm(dim=-1).min() > 0.1
+    with pytest.raises(InputError, match="feature_ids: 17 is not a feature"):
+        sae.decoder_rows([17])

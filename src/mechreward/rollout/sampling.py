@@ -61,7 +61,7 @@ def sample_responses(
     """
     _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
     prompts = tokenise_prompts(loaded, questions, max_new_tokens=max_new_tokens, chat=chat)
-    plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
+    plan = Plan(eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
     queue = [Row(q, sample, prompt) for q, prompt in enumerate(prompts) for sample in range(n)]
     done: dict[tuple[int, int], Response] = {}
 
@@ -107,7 +107,7 @@ def continue_responses(
     _check_starts(responses, starts, max_new_tokens)
     names, prompts = [r.question_id for r in responses], [r.prompt_ids for r in responses]
     _check_prompts(unwrap(loaded.model), names, prompts, max_new_tokens)
-    plan = Plan(_eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
+    plan = Plan(eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
     rows = [
         Row(i, k, list(r.prompt_ids), list(r.completion_ids[:start]), list(r.logprobs[:start]))
         for i, (r, start) in enumerate(zip(responses, starts, strict=True))
@@ -166,8 +166,12 @@ def _prompt_ids(loaded: LoadedModel, question: Question, chat: bool) -> list[int
     return list(loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
-def _eos_ids(loaded: LoadedModel) -> tuple[int, ...]:
-    """Every id that ends a response: the model's (chat models have several) and the tokenizer's."""
+def eos_ids(loaded: LoadedModel) -> tuple[int, ...]:
+    """Every id that ends a response: the model's (chat models have several) and the tokenizer's.
+
+    Raises:
+        InputError: if there is none.
+    """
     own = unwrap(loaded.model).generation_config.eos_token_id
     listed = own if isinstance(own, list) else [own]
     ids = tuple(sorted({i for i in [*listed, loaded.tokenizer.eos_token_id] if i is not None}))

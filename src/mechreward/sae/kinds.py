@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from mechreward.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,3 +49,11 @@ def check_fields(sae: SAE) -> None:
         for name in names:
             if (name in sae.tensors()) != (kind == sae.architecture):
                 raise InputError(f"{name}: needed by {kind} and only by it; the architecture is {sae.architecture}")
+
+
+def norm_statistics(rows: Tensor, norm: InputNorm) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of each residual: `norm` makes it (h - shift) / scale."""
+    if norm == "layer_norm":
+        return rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True)
+    scale = rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5
+    return torch.zeros_like(scale), scale

@@ -30,7 +30,7 @@ from torch import Tensor
 from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
 from mechreward.sae.arithmetic import Encoder
-from mechreward.sae.kinds import Architecture, InputNorm, check_fields
+from mechreward.sae.kinds import Architecture, InputNorm, check_fields, norm_statistics
 from mechreward.sae.reading import blocks, read_topk
 
 if TYPE_CHECKING:
@@ -234,8 +234,23 @@ class SAE:
             rebuilt = acts @ self.W_dec_FD + self.b_dec_D
             if h is None or self.input_norm == "none":
                 return rebuilt
-            shift, scale = _statistics(h.to(self.device, torch.float32), self.input_norm)
+            shift, scale = norm_statistics(h.to(self.device, torch.float32), self.input_norm)
             return rebuilt * scale + shift
+
+    def decoder_rows(self, feature_ids: Sequence[int]) -> Float[Tensor, "k d"]:
+        """What one unit of each feature adds to a reconstruction, in units of `residual_unit`.
+
+        Raises:
+            InputError: if an id is not one of the SAE's features.
+        """
+        ids_K = self._feature_index(feature_ids)
+        rows_KD, scale_F = self.W_dec_FD[ids_K], self._encoder.scale_F
+        return rows_KD if scale_F is None else rows_KD / scale_F[ids_K, None].clamp_min(1e-8)
+
+    def residual_unit(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+        """Size of what the decoder works in at each residual: 1, or the factor by which `input_norm` is undone."""
+        h = h.detach().to(self.device, torch.float32)
+        return torch.ones_like(h[..., :1]) if self.input_norm == "none" else norm_statistics(h, self.input_norm)[1]
 
     def fvu(self, h: Float[Tensor, "*batch d"]) -> float:
         """Fraction of variance unexplained on these tokens: squared error of the reconstruction over squared distance
@@ -296,7 +311,7 @@ class SAE:
     def _inputs(self, rows_ND: Tensor) -> Tensor:
         """What the encoder's weights are applied to."""
         if self.input_norm != "none":
-            shift_N1, scale_N1 = _statistics(rows_ND, self.input_norm)
+            shift_N1, scale_N1 = norm_statistics(rows_ND, self.input_norm)
             rows_ND = (rows_ND - shift_N1) / (scale_N1 + (1e-5 if self.input_norm == "layer_norm" else 0))
         return rows_ND - self.b_dec_D if self.apply_b_dec_to_input else rows_ND
 
@@ -312,14 +327,6 @@ class SAE:
 
     def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
         return blocks(rows, self._block_tokens)
-
-
-def _statistics(rows: Tensor, norm: InputNorm) -> tuple[Tensor, Tensor]:
-    """(shift, scale) of each residual: `norm` makes it (h - shift) / scale."""
-    if norm == "layer_norm":
-        return rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True)
-    scale = rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5
-    return torch.zeros_like(scale), scale
 
 
 def _square_sum(x: Tensor) -> float:
