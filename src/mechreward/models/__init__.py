@@ -15,6 +15,7 @@ from mechreward.models.blocks import (
     vocabulary_size,
 )
 from mechreward.models.loading import LoadedModel, load_model
+from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
 from mechreward.models.residuals import (
     BlocksBatch,
@@ -30,14 +31,17 @@ __all__ = [
     "block_name",
     "BlocksBatch",
     "LoadedModel",
+    "LogitsBatch",
     "ResidualBatch",
     "capture_blocks",
     "check_layer",
+    "completion_logits",
     "context_length",
     "d_model",
     "eval_mode",
     "find_blocks",
     "iter_blocks",
+    "iter_logits",
     "iter_residuals",
     "load_model",
     "n_blocks",

@@ -97,7 +97,7 @@ def iter_blocks(
     Raises:
         InputError: as `iter_residuals`, and if no layer is named.
     """
-    _check_rows(model, prompt_ids, completion_ids, batch_size)
+    check_rows(model, prompt_ids, completion_ids, batch_size)
     _check_layers(model, layers)
     return _stream(model, prompt_ids, completion_ids, layers, batch_size, stop)
 
@@ -177,7 +177,7 @@ def _read_batch(
     model: nn.Module, rows: list[int], prompts: Ids, completions: Ids, layers: Sequence[int], stop: bool
 ) -> BlocksBatch:
     inner = unwrap(model)
-    ids_BS, seen_BS = _pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], inner.device)
+    ids_BS, seen_BS = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], inner.device)
     with eval_mode(inner), capture_blocks(inner, layers, stop) as states:
         inner(input_ids=ids_BS, attention_mask=seen_BS.long(), use_cache=False)
     start_B1 = torch.tensor([len(prompt) for prompt in prompts], device=inner.device)[:, None]
@@ -204,14 +204,14 @@ def _cut_completions(
     return h_BTD.masked_fill(~mask_BT[..., None], 0.0)
 
 
-def _pad_right(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Bool[Tensor, "b s"]]:
+def pad_right(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, "b s"], Bool[Tensor, "b s"]]:
     # Which id pads does not matter: it is masked, and lies behind every token that is read.
     ids_BS = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=0)
     length_B1 = torch.tensor([len(row) for row in rows])[:, None]
     return ids_BS.to(device), (torch.arange(ids_BS.shape[1]) < length_B1).to(device)
 
 
-def _check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_size: int) -> None:
+def check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size: {batch_size} is too small; it must be at least 1")
     if not len(completion_ids):
