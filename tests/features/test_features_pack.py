@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from mechreward.features import (
     FeaturePack,
     PackFeature,
     PackValidation,
+    ReportedFigures,
     SAERef,
     catalog_names,
     check_pack,
     load_pack,
     sae_ref,
     save_pack,
+    weighted_sum,
 )
 from mechreward.sae import SAE, SAEMeta
 
@@ -77,6 +80,26 @@ def test_hash_covers_every_number_of_a_feature(field: str, value: float) -> None
     assert changed.spec_hash != make_pack().spec_hash
 
 
+def test_hash_covers_a_threshold_and_stays_without_any() -> None:
+    first, second = make_pack().features
+    changed = [
+        make_pack(features=[first.model_copy(update={"activation_threshold": at}), second.model_copy(update=other)])
+        for at, other in ((0.5, {}), (0.25, {}), (0.0, {"activation_threshold": 0.5}))
+    ]
+    assert len({pack.spec_hash for pack in [make_pack(), *changed]}) == 4
+    assert changed[0].spec_hash == make_pack(features=list(reversed(changed[0].features))).spec_hash
+
+
+def test_weighted_sum_by_hand() -> None:
+    features = [
+        PackFeature(id=3, weight=0.75, scale=2.0, activation_threshold=1.0),
+        PackFeature(id=1, weight=-0.25, scale=0.5),
+    ]
+    acts_NK = torch.tensor([[4.0, 2.0], [0.99, 2.0], [1.0, 0.0], [0.0, 0.0]])
+    found = weighted_sum(make_pack(features=features), acts_NK)
+    assert found.tolist() == [4 * 0.375 - 2 * 0.5, -1.0, 0.375, 0.0]
+
+
 @pytest.mark.parametrize("field, value", [("layer", 1), ("weights_hash", "abd")])
 def test_hash_covers_the_sae(field: str, value: int | str) -> None:
     sae = make_pack().sae.model_copy(update={field: value})
@@ -113,6 +136,14 @@ BAD = [
     ({"features": [{"id": 2, "weight": float("nan"), "scale": 1.0}]}, r"features.0.weight: .*finite"),
     ({"features": [{"id": 2, "weight": 1.0, "scale": float("inf")}]}, r"features.0.scale: .*finite"),
     ({"features": [{"id": 2, "weight": 1.0}]}, r"features.0.scale: field required"),
+    ({"features": [{"id": 2, "weight": 1.0, "scale": 1.0, "activation_threshold": -0.1}]}, "activation_threshold: .*0"),
+    ({"readout": "relu"}, "readout: .*'encode', got 'relu'"),
+    ({"prompt": {"format": "no place"}}, r"prompt.format: .*question.*, got 'no place'"),
+    ({"reported": {"source": "s", "status": "validated"}}, "reported.status: .*not reproduced', got 'validated'"),
+    ({"reported": {"source": "s", "n_questions": 4, "n_correct": 5}}, "n_correct 5 must not be more than .* 4"),
+    ({"reported": {"source": "s", "n_correct": 5}}, "n_correct 5 must not be more than n_questions = None"),
+    ({"reported": {"n_questions": 4}}, "reported.source: field required"),
+    ({"reported": {"source": "s", "spearman_rho": 1.01}}, "reported.spearman_rho: .*1, got 1.01"),
     ({"pooling": "median"}, r"pooling: .*'median' is not one of mean, max, last"),
     ({"pooling": "last_0"}, r"pooling: .*k: 0 is not allowed.*got 'last_0'"),
     ({"pooling": "step_end:"}, r"pooling: .*step_end: is empty"),
@@ -137,11 +168,12 @@ def test_truncated_file(tmp_path: Path) -> None:
 
 
 def test_packs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "catalogs" / "tiny").mkdir(parents=True)
-    save_pack(make_pack(), tmp_path / "catalogs" / "tiny" / "careful.json")
-    monkeypatch.setattr("mechreward.features.pack.package_files", lambda _: tmp_path)
+    for name in ("tiny/careful", "tiny/careful.gate1", "TEMPLATE/pack"):
+        save_pack(make_pack(), tmp_path / "catalogs" / f"{name}.json")
+    (tmp_path / "catalogs" / "tiny" / "notes.md").touch()
+    monkeypatch.setattr("mechreward.catalogs.package_files", lambda _: tmp_path)
     assert catalog_names() == ["tiny/careful"]
-    assert load_pack("tiny/careful") == make_pack()
+    assert load_pack("tiny/careful") == load_pack("tiny/careful.json") == make_pack()
     with pytest.raises(InputError, match=r"tiny/other is neither a file nor a bundled pack \(bundled: tiny/careful\)"):
         load_pack("tiny/other")
 
@@ -157,3 +189,32 @@ def test_pack_belongs_to_one_sae() -> None:
         check_pack(pack, identity_sae(layer=1))
     with pytest.raises(InputError, match="d_model 4, this one has 6"):
         check_pack(pack, identity_sae(width=6))
+
+
+def test_a_pack_without_a_weights_hash_goes_by_the_saes_names() -> None:
+    sae = identity_sae()
+    pack = make_pack(sae=sae_ref(sae).model_copy(update={"weights_hash": None}))
+    check_pack(pack, sae)
+    for field, value in (("release", "elsewhere"), ("sae_id", "other")):
+        other = replace(sae, meta=replace(sae.meta, **{field: value}))
+        with pytest.raises(InputError, match=f"an SAE with {field} ., this one has {value}"):
+            check_pack(pack, other)
+        check_pack(make_pack(sae=sae_ref(sae)), other)  # with a hash, the names are but names
+
+
+def test_only_our_own_passed_gate_of_this_very_reward_counts() -> None:
+    own = make_pack().spec_hash
+
+    def pack(verdict: Literal["pass", "fail", "inconclusive"], spec_hash: str = own) -> FeaturePack:
+        found = PackValidation(
+            spec_hash=spec_hash, verdict=verdict, within_auroc=0.7, interval=(0.6, 0.8), n_questions=9
+        )
+        return make_pack(validation=found)
+
+    assert pack("pass").gate_passed and pack("pass").status == "gate 1: pass"
+    assert not pack("fail").gate_passed and pack("inconclusive").status == "gate 1: inconclusive"
+    stale = pack("pass", "0" * 64)
+    assert not stale.gate_passed and "spec_hash differs" in stale.status
+    reported = make_pack(reported=ReportedFigures(source="them", claims={"verdict": "PASS"}))
+    assert not reported.gate_passed and reported.status == "reported by its authors, not reproduced"
+    assert not make_pack().gate_passed and make_pack().status == "gate 1: not run"

@@ -4,6 +4,7 @@ May be imported by every room below it (reward, gates, hacking, steering, traini
 models, rollout and sae.
 """
 
+from mechreward.catalogs import catalog_names
 from mechreward.features.aggregation import (
     Aggregation,
     LastKAggregation,
@@ -18,14 +19,16 @@ from mechreward.features.contrast import ContrastTable, contrast, discover, load
 from mechreward.features.pack import (
     FeaturePack,
     PackFeature,
+    PackPrompt,
     PackValidation,
     Pooling,
+    ReportedFigures,
     SAERef,
-    catalog_names,
     check_pack,
     load_pack,
     save_pack,
     spec_hash,
+    weighted_sum,
 )
 from mechreward.features.pooling import PooledBatch, pool_features, pooled_activations
 from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref
@@ -40,10 +43,12 @@ __all__ = [
     "MeanAggregation",
     "NoFeatures",
     "PackFeature",
+    "PackPrompt",
     "PackValidation",
     "PerTokenAggregation",
     "PooledBatch",
     "Pooling",
+    "ReportedFigures",
     "SAERef",
     "StepEndAggregation",
     "WeightedMeanAggregation",
@@ -63,4 +68,5 @@ __all__ = [
     "save_pack",
     "spec_hash",
     "step_ends",
+    "weighted_sum",
 ]

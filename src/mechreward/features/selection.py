@@ -87,7 +87,7 @@ def random_packs(
     """Packs that keep the weights but not the features: the baseline for "any features that fire as often would do".
 
     Each feature gives way to a random one of the `nearest` in support (neither in the pack, nor drawn before, nor
-    constant), with that one's own scale. Labels have no say.
+    constant), with that one's own scale and a threshold of as many scales. Labels have no say.
 
     Raises:
         InputError: if the SAE has too few other live features.
@@ -104,7 +104,9 @@ def random_packs(
         for feature in pack.features:
             near = (left["support"] - frame["support"][feature.id]).abs().nsmallest(nearest).index
             drawn = int(rng.choice(near.to_numpy()))
-            features.append(PackFeature(id=drawn, weight=feature.weight, scale=float(left["scale"][drawn])))
+            scale = float(left["scale"][drawn])
+            at_least = feature.activation_threshold / feature.scale * scale
+            features.append(PackFeature(id=drawn, weight=feature.weight, scale=scale, activation_threshold=at_least))
             left = left.drop(index=drawn)
         packs.append(pack.model_copy(update={"name": f"random-{index}", "features": features, "validation": None}))
     return packs

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack
+from mechreward.features import FeaturePack, weighted_sum
 from mechreward.models import LoadedModel, ResidualBatch, iter_residuals
 from mechreward.reward import FeatureReward
 from mechreward.reward.aggregation import pool
@@ -57,16 +57,11 @@ def _pack_scores(
 ) -> Tensor:
     """[P, B]: the union of the packs' features is read once."""
     ids = sorted({i for pack in packs for i in pack.feature_ids()})
-    weight_KP = torch.zeros(len(ids), len(packs))
-    for column, pack in enumerate(packs):
-        for feature in pack.features:
-            weight_KP[ids.index(feature.id), column] = feature.weight / feature.scale
     readable_BT = reward.readable(batch.h_BTD, batch.mask_BT)
     acts_NK = reward.sae.read(batch.h_BTD[readable_BT], ids)
-    reward_PN = (acts_NK @ weight_KP.to(acts_NK.device)).T
     pooled = []
-    for reward_N in reward_PN:
-        reward_BT = torch.zeros(readable_BT.shape, device=reward_N.device)
-        reward_BT[readable_BT] = reward_N
+    for pack in packs:
+        reward_BT = torch.zeros(readable_BT.shape, device=acts_NK.device)
+        reward_BT[readable_BT] = weighted_sum(pack, acts_NK[:, [ids.index(i) for i in pack.feature_ids()]])
         pooled.append(pool(reward_BT, readable_BT, reward.aggregation, step_end_BT))
     return torch.stack(pooled)

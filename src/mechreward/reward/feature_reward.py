@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref, step_ends
+from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref, step_ends, weighted_sum
 from mechreward.features.aggregation import Aggregation, StepEndAggregation, build_aggregation, pooling_spec
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import pool
@@ -71,11 +71,11 @@ class FeatureReward:
         self.normalization = build_normalization(normalization)
         pack = features if isinstance(features, FeaturePack) else _pack_of(features, sae)
         check_pack(pack, sae)
-        # Hashing and gating go by what pools the trajectory, so the pack takes on the pooling used here.
-        self.pack = pack.model_copy(update={"pooling": pooling_spec(self._pooling)})
+        # Hashing and gating go by what is read and pooled here: the pack takes on this pooling and this SAE's weights.
+        ref = pack.sae.model_copy(update={"weights_hash": sae.weights_hash})
+        self.pack = pack.model_copy(update={"pooling": pooling_spec(self._pooling), "sae": ref})
         self.sae = sae
         self.name = self.__name__ = name
-        self._weight_K = torch.tensor([feature.weight / feature.scale for feature in pack.features])
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
         self._warned = False
 
@@ -85,7 +85,7 @@ class FeatureReward:
     ) -> FeatureReward:
         """Builds a reward from a pack, its file, or a bundled pack's name; `aggregation` is the pack's if None."""
         if not isinstance(pack, FeaturePack):
-            pack = load_pack(pack)
+            pack = load_pack(pack, sae)
         return cls(pack, sae, aggregation=pack.pooling if aggregation is None else aggregation, **options)
 
     @property
@@ -111,8 +111,7 @@ class FeatureReward:
     @property
     def gate_passed(self) -> bool:
         """Whether the pack carries a passed gate for exactly this reward."""
-        validation = self.pack.validation
-        return validation is not None and validation.verdict == "pass" and validation.spec_hash == self.spec_hash
+        return self.pack.gate_passed
 
     def feature_ids(self) -> list[int]:
         """Ids in the pack's order."""
@@ -135,7 +134,7 @@ class FeatureReward:
         readable_BT = self.readable(h_BTD, mask_BT)
         reward_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=h_BTD.device)
         acts_NK = self.sae.read(h_BTD[readable_BT], self.feature_ids())
-        reward_BT[readable_BT] = (acts_NK @ self._weight_K.to(acts_NK.device)).to(h_BTD.device)
+        reward_BT[readable_BT] = weighted_sum(self.pack, acts_NK).to(h_BTD.device)
         return reward_BT, readable_BT
 
     def compute_per_token(self, h_BTD: Float[Tensor, "b t d"], mask_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
