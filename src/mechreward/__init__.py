@@ -27,6 +27,7 @@ _HOMES = {
     "SAE": "sae",
     "SAEHandle": "sae",
     "StepSchedule": "reward",
+    "Variant": "steering",
     "WeightSchedule": "reward",
     "WeightedMeanAggregation": "reward",
     "build_aggregation": "reward",
@@ -52,8 +53,8 @@ _HOMES = {
     "write_report": "report",
 }
 _ROOMS = (
-    "models", "tasks", "verifiers", "rollout", "sae", "features", "reward", "gates", "training", "integrations",
-    "report", "tiny",
+    "models", "tasks", "verifiers", "rollout", "sae", "features", "reward", "gates", "steering", "training",
+    "integrations", "report", "tiny",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]

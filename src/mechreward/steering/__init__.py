@@ -1,0 +1,34 @@
+"""Steering: edits of the residual stream along SAE features, while the model runs and without changing it.
+
+`Variant` is the front: nudge, pin and scale features, under conditions, and look at what fires. Imports the rooms up to
+gates and hacking; training, report, pipeline and cli may import it.
+"""
+
+from mechreward.steering.conditions import Condition
+from mechreward.steering.edits import Edit, Mode, Rule
+from mechreward.steering.features import Feature, FeatureGroup
+from mechreward.steering.hook import Editor, Prefixes
+from mechreward.steering.inspection import Fired, Inspection
+from mechreward.steering.labels import token_labels
+from mechreward.steering.scales import Scales, measure_scales
+from mechreward.steering.variant import Variant
+from mechreward.steering.watches import GenerationAborted, Moment
+
+__all__ = [
+    "Condition",
+    "Edit",
+    "Editor",
+    "Feature",
+    "FeatureGroup",
+    "Fired",
+    "GenerationAborted",
+    "Inspection",
+    "Mode",
+    "Moment",
+    "Prefixes",
+    "Rule",
+    "Scales",
+    "Variant",
+    "measure_scales",
+    "token_labels",
+]
