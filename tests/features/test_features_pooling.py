@@ -111,8 +111,8 @@ def test_discover_reads_mixed_questions_only(
     table = discover(loaded, sae, responses, top_k=5, halves=4)
     assert (table.n_questions, table.n_mixed, table.n_responses) == (6, 5, 20)
     assert len(table.frame) == 48 and table.frame["effect"].abs().max() > 0
-    # Nothing is read where there is nothing to contrast. (The package's `contrast` is the function, not the module.)
-    monkeypatch.setattr(sys.modules["mechreward.features.contrast"], "pooled_activations", None)
+    # Nothing is read where there is nothing to contrast.
+    monkeypatch.setattr(sys.modules["mechreward.features.discovery"], "pooled_activations", None)
     with pytest.raises(InputError, match="all 24 answers are right"):
         discover(loaded, sae, [replace(r, correct=True) for r in responses])
 

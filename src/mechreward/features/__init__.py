@@ -15,7 +15,8 @@ from mechreward.features.aggregation import (
     WeightedMeanAggregation,
     build_aggregation,
 )
-from mechreward.features.contrast import ContrastTable, contrast, discover, load_contrast, save_contrast
+from mechreward.features.contrast import ContrastTable, contrast, load_contrast, save_contrast
+from mechreward.features.discovery import discover
 from mechreward.features.pack import (
     FeaturePack,
     PackFeature,
@@ -31,6 +32,7 @@ from mechreward.features.pack import (
     weighted_sum,
 )
 from mechreward.features.pooling import PooledBatch, pool_features, pooled_activations
+from mechreward.features.prompts import pack_prompt, prompt_mismatch, template_hash
 from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref
 from mechreward.features.steps import step_ends
 
@@ -60,13 +62,16 @@ __all__ = [
     "discover",
     "load_contrast",
     "load_pack",
+    "pack_prompt",
     "pool_features",
     "pooled_activations",
+    "prompt_mismatch",
     "random_packs",
     "sae_ref",
     "save_contrast",
     "save_pack",
     "spec_hash",
     "step_ends",
+    "template_hash",
     "weighted_sum",
 ]
