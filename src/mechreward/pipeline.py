@@ -36,6 +36,7 @@ from mechreward.features import (
     discover,
     load_contrast,
     load_pack,
+    pack_prompt,
     save_contrast,
     save_pack,
 )
@@ -219,10 +220,9 @@ def discover_pack(
             model_name=config.model,
             n_features=config.n_features,
             pooling=config.pooling,
+            prompt=pack_prompt(config.prompt_format, config.chat, inputs.loaded.tokenizer),
             provenance={
                 "questions": config.questions,
-                "prompt_format": config.prompt_format,
-                "chat": config.chat,
                 "n_questions": table.n_questions,
                 "n_mixed": table.n_mixed,
                 "seed": config.seed,

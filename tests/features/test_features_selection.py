@@ -90,3 +90,13 @@ def test_random_packs_do_not_repeat_a_feature() -> None:
     small = make_table([2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0] * 3)
     with pytest.raises(InputError, match="only 1 other live features, a random pack needs 2"):
         random_packs(build_pack(small, make_sae(3), name="p", model_name="m"), small, 1)
+
+
+def test_random_packs_keep_thresholds_in_scales() -> None:
+    table = make_table([2.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0] * 3, scale=[4.0, 1.0, 3.0])
+    pack = build_pack(table, make_sae(3), name="p", model_name="m")
+    [feature] = pack.features
+    assert (feature.scale, feature.activation_threshold) == (4.0, 0.0)
+    pack = pack.model_copy(update={"features": [feature.model_copy(update={"activation_threshold": 2.0})]})
+    drawn = [p.features[0] for p in random_packs(pack, table, 20)]
+    assert {(f.scale, f.activation_threshold) for f in drawn} == {(1.0, 0.5), (3.0, 1.5)}

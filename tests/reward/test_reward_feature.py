@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack, PackFeature, PackValidation, SAERef, save_pack
+from mechreward.features import (
+    FeaturePack,
+    PackFeature,
+    PackPrompt,
+    PackValidation,
+    ReportedFigures,
+    SAERef,
+    sae_ref,
+    save_pack,
+)
 from mechreward.reward import FeatureReward, LastKAggregation, SigmoidSquash
 from mechreward.reward.feature_reward import read_tokens
 from mechreward.sae import SAE, SAEMeta
@@ -248,7 +257,38 @@ def test_per_token_in_a_plain_trainer_warns_once(tiny_llama, char_tokenizer, cap
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             reward(["x"], ["y"], completion_ids=[[5]], trainer_state=object())
-    assert [record.message.count("MechRewardGRPOTrainer") for record in caplog.records] == [1]
+    assert [record.message.count("MechRewardGRPOTrainer") for record in caplog.records] == [0, 1]
+    assert "gate 1: not run) carries no passed gate" in caplog.messages[0]
+
+
+def test_only_a_passed_gate_of_our_own_is_no_warning(tiny_llama, char_tokenizer, caplog) -> None:
+    sae = random_sae(32, 64)
+    bare = FeaturePack(
+        name="p", model_name="", sae=sae_ref(sae), features=[PackFeature(id=3, weight=1.0, scale=1.0)],
+        reported=ReportedFigures(source="them", claims={"verdict": "PASS"}),
+    )  # fmt: skip
+    passed = PackValidation(
+        spec_hash=bare.spec_hash, verdict="pass", within_auroc=0.7, interval=(0.6, 0.8), n_questions=9
+    )
+    with caplog.at_level(logging.WARNING):
+        for pack in (bare, bare.model_copy(update={"validation": passed})):
+            reward = FeatureReward(pack, sae).bind(tiny_llama, char_tokenizer)
+            reward(["x"], ["y"], completion_ids=[[5]])  # not in training: nothing to say
+            reward(["x"], ["y"], completion_ids=[[5]], trainer_state=object())
+    assert [message.count("reported by its authors, not reproduced") for message in caplog.messages] == [1]
+
+
+def test_prompts_of_another_form_are_named_when_called(tiny_llama, char_tokenizer, caplog) -> None:
+    sae = random_sae(32, 64)
+    features, prompt = [PackFeature(id=3, weight=1.0, scale=1.0)], PackPrompt(format="Q: {question}")
+    pack = FeaturePack(name="p", model_name="", sae=sae_ref(sae), features=features, prompt=prompt)
+    reward = FeatureReward(pack, sae).bind(tiny_llama, char_tokenizer)
+    with caplog.at_level(logging.WARNING):
+        reward(["Q: x"], ["y"], completion_ids=[[5]])
+        assert not caplog.messages
+        for _ in range(2):
+            reward(["x"], ["y"], completion_ids=[[5]])
+    assert [message.count("'Q: {question}', but is read on a plain prompt 'x'") for message in caplog.messages] == [1]
 
 
 def test_bound_on_first_use_from_the_packs_model(tiny_llama, char_tokenizer, tmp_path) -> None:

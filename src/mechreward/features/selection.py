@@ -12,7 +12,7 @@ import pandas as pd
 
 from mechreward.errors import InputError
 from mechreward.features.contrast import ContrastTable
-from mechreward.features.pack import FeaturePack, PackFeature, Pooling, SAERef
+from mechreward.features.pack import FeaturePack, PackFeature, PackPrompt, Pooling, SAERef
 from mechreward.sae import SAE
 
 
@@ -30,6 +30,7 @@ def build_pack(
     q_max: float = 0.05,
     min_stability: float = 0.8,
     pooling: Pooling = "mean",
+    prompt: PackPrompt | None = None,
     provenance: dict[str, str | int | float | bool | None] | None = None,
 ) -> FeaturePack:
     """The `n_features` of largest |effect| among those with q <= `q_max` and stability >= `min_stability`.
@@ -64,6 +65,7 @@ def build_pack(
         sae=sae_ref(sae),
         features=_weighted(chosen),
         pooling=pooling,
+        prompt=prompt,
         provenance=found_on | (provenance or {}),
     )
 

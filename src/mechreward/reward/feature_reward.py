@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref, step_ends, weighted_sum
 from mechreward.features.aggregation import Aggregation, StepEndAggregation, build_aggregation, pooling_spec
+from mechreward.features.prompts import prompt_mismatch
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import pool
 from mechreward.reward.batch import Text, check_lengths
@@ -77,7 +78,7 @@ class FeatureReward:
         self.sae = sae
         self.name = self.__name__ = name
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
-        self._warned = False
+        self._warned = self._warned_of_prompts = False
 
     @classmethod
     def from_pack(
@@ -112,6 +113,23 @@ class FeatureReward:
     def gate_passed(self) -> bool:
         """Whether the pack carries a passed gate for exactly this reward."""
         return self.pack.gate_passed
+
+    @property
+    def gate_warning(self) -> str | None:
+        """What there is to say before one trains on this reward; None if our gate passed it."""
+        if self.gate_passed:
+            return None
+        name = f"{self.name} (spec {self.spec_hash[:12]}; {self.pack.status})"
+        return f"{name} carries no passed gate: nothing shows that it goes with right answers"
+
+    def check_prompts(self, prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Warns once if the prompts are not of the form that the pack's features were found on."""
+        if self.pack.prompt is None or self._warned_of_prompts:
+            return
+        found = prompt_mismatch(self.pack.prompt, prompts, tokenizer)
+        if found is not None:
+            self._warned_of_prompts = True
+            logger.warning("%s: %s", self.name, found)
 
     def feature_ids(self) -> list[int]:
         """Ids in the pack's order."""
@@ -199,6 +217,7 @@ class FeatureReward:
         check_lengths(prompts, completions)
         self._warn_once(columns)
         model, tokenizer = self._bound or self._bind_own_model()
+        self.check_prompts(prompts, tokenizer)
         prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
         if completion_ids is None:
             texts = [as_text(completion) for completion in completions]
@@ -216,8 +235,12 @@ class FeatureReward:
         return loaded.model, loaded.tokenizer
 
     def _warn_once(self, columns: dict[str, Any]) -> None:
-        if self.aggregation == "per_token" and not self._warned and "trainer_state" in columns:
-            self._warned = True
+        if self._warned or "trainer_state" not in columns:
+            return
+        self._warned = True
+        if self.gate_warning is not None:
+            logger.warning(self.gate_warning)
+        if self.aggregation == "per_token":
             logger.warning(
                 "%s: aggregation 'per_token' in a plain trainer is paid as the mean of each completion; "
                 "use mechreward.integrations.trl_grpo.MechRewardGRPOTrainer for dense credit",

@@ -19,9 +19,8 @@ def check_rewards(rewards: Sequence[FeatureReward], policy: Any, trains: bool) -
     """Raises InputError for a reward that does not fit the model; warns of one that `trains` without a passed gate."""
     for reward in rewards:
         reward.check_model(policy)
-        if trains and not reward.gate_passed:
-            name = f"{reward.name} (spec {reward.spec_hash[:12]})"
-            logger.warning("%s carries no passed gate: nothing shows that it goes with right answers", name)
+        if trains and reward.gate_warning is not None:
+            logger.warning(reward.gate_warning)
 
 
 def check_batch(out: dict[str, Any], loss_mask_BT: Tensor, *, first: bool, longest: int | None) -> None:

@@ -172,6 +172,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         return "policy" if status.enabled is True and "ref" not in status.active_adapters else "frozen"
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        for reward in self.dense_rewards:
+            reward.check_prompts([row["prompt"] for row in inputs], self._tokenizer)
         with self._tap.batch():
             out: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = self._mode()
