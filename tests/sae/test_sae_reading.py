@@ -1,4 +1,7 @@
-"""`read` against the same columns of `encode`: the same support exactly, values to 1e-6; and how much work it does."""
+"""`read` against the same columns of `encode`: the same support exactly, values to 1e-6; and how much work it does.
+
+Half-precision counts, which a GPU gets, are put on the CPU here.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import mechreward.sae.reading as reading
 import mechreward.sae.sae as sae_module
 from mechreward.sae import SAE, SAEMeta, load_sae
 from mechreward.sae.arithmetic import Encoder
+from mechreward.sae.screening import Screen, float16_screen
 from mechreward.tiny import SAE_FOLDER
 
 META = SAEMeta(release="r", sae_id="s", layer=2, model_name="m", hook_name="model.layers.2")
@@ -37,7 +41,9 @@ def assert_reads_as_encoded(sae: SAE, h: Tensor, ids: list[int]) -> None:
     assert got.shape == wanted.shape
     assert got.dtype == torch.float32
     assert torch.equal(got > 0, wanted > 0)
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+    # Where large terms cancel, values are as good as float32 makes the sum.
+    rounding = sae._encoder.margin(sae._inputs(sae._rows(h))).amax().item() if h.numel() else 0.0
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=max(1e-6, rounding))
 
 
 @settings(max_examples=150, deadline=None)
@@ -50,6 +56,8 @@ def assert_reads_as_encoded(sae: SAE, h: Tensor, ids: list[int]) -> None:
     norm=st.sampled_from(["none", "none", "layer_norm", "constant_norm_rescale"]),
     ids=st.lists(st.integers(0, F - 1), max_size=6),
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 3)),
+    half=st.booleans(),
+    powers=st.tuples(*[st.sampled_from([0, 0, 0, -9, -3, 4, 9])] * 3),
 )
 def test_read_is_encode_indexed(
     architecture: str,
@@ -60,6 +68,8 @@ def test_read_is_encode_indexed(
     norm: str,
     ids: list[int],
     sizes: tuple[int, int, int],
+    half: bool,
+    powers: tuple[int, int, int],
 ) -> None:
     rescale, subtract, coarse, calibrated = flags
     options = {"k": k, "rescale_acts_by_decoder_norm": rescale} if architecture == "topk" else {}
@@ -71,12 +81,16 @@ def test_read_is_encode_indexed(
     h = h.round() if coarse and norm == "none" else h
     if calibrated:
         sae = sae.calibrated(torch.randn(50, D, generator=g))
+    # Numbers that half precision cannot hold, in the weights, the biases and some of the tokens.
+    sae = replace(sae, W_enc_DF=sae.W_enc_DF * 10.0 ** powers[0], b_enc_F=sae.b_enc_F * 10.0 ** powers[1])
+    h = h * torch.where(torch.rand(*shape, 1, generator=g) < 0.5, 10.0 ** powers[2], 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sae_module, "BLOCK_TOKENS", sizes[0])
         patch.setattr(sae_module, "BLOCK_BYTES", 0)
         patch.setattr(sae_module, "INPUT_BYTES", 4 * D * sizes[1])
         patch.setattr(reading, "FIRST_STAGE", sizes[2])
-        patch.setattr(reading, "STAGE_FLOATS", 8)
+        patch.setattr(reading, "half_pays", lambda _: half)
+        patch.setattr(reading, "ON_CPU", reading.Sizes(stage=8, piece=8 * F))
         assert_reads_as_encoded(sae, h, ids)
 
 
@@ -132,27 +146,27 @@ def few_fire_often(n: int) -> tuple[SAE, Tensor]:
 
 
 class Work:
-    """Rows encoded, rows counted on all features, and rows and features of each stage, as `read` goes along."""
+    """Rows counted on all features, rows and features of each stage, and pairs ranked exactly, as `read` goes along."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.encoded: list[int] = []
         self.counted: list[int] = []
+        self.settled: list[list[tuple[int, int]]] = []
         self.staged: list[tuple[int, list[int]]] = []
-        activations, counted, exceeding = Encoder.activations, reading._counted, reading._exceeding
+        exact, counted, exceeding = reading._exact, reading._counted, reading._exceeding
 
-        def spy_full(encoder: Encoder, x_ND: Tensor, ids_K: Tensor | None = None) -> Tensor:
-            self.encoded.append(len(x_ND))
-            return activations(encoder, x_ND, ids_K)
+        def spy_exact(encoder: Encoder, x_SD: Tensor, row_M: Tensor, id_M: Tensor) -> Tensor:
+            self.settled.append(list(zip(row_M.tolist(), id_M.tolist(), strict=True)))
+            return exact(encoder, x_SD, row_M, id_M)
 
-        def spy_counted(encoder: Encoder, x_SD: Tensor, margin_S: Tensor, ids_K: Tensor) -> Tensor:
+        def spy_counted(encoder: Encoder, x_SD: Tensor, *args: Any) -> Tensor:
             self.counted.append(len(x_SD))
-            return counted(encoder, x_SD, margin_S, ids_K)
+            return counted(encoder, x_SD, *args)
 
-        def spy_stage(encoder: Encoder, x_ND: Tensor, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Tensor:
+        def spy_stage(screen: Screen, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Tensor:
             self.staged.append((len(rows_M), ids_S.tolist()))
-            return exceeding(encoder, x_ND, rows_M, bar_N, ids_S)
+            return exceeding(screen, rows_M, bar_N, ids_S)
 
-        monkeypatch.setattr(Encoder, "activations", spy_full)
+        monkeypatch.setattr(reading, "_exact", spy_exact)
         monkeypatch.setattr(reading, "_counted", spy_counted)
         monkeypatch.setattr(reading, "_exceeding", spy_stage)
 
@@ -167,10 +181,10 @@ def test_only_tokens_with_an_active_chosen_feature_meet_all_features(monkeypatch
     # The eight that always fire are tried first and are enough for the 120 others; the second stage lets no token go.
     assert sorted(work.staged[0][1]) == list(range(56, 64))
     assert [rows for rows, _ in work.staged] == [140, 20]
-    assert (work.counted, work.encoded) == ([20], [])
+    assert (work.counted, work.settled) == ([20], [])
 
 
-def test_only_what_counts_leave_open_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_counts_leave_open_is_ranked_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     # Features 0 and 1 are one, and the ninth on ten tokens, where nine are kept: the rule says which of the two.
     sae, h = few_fire_often(140)
     columns = [0, 0, *range(2, 64)]
@@ -179,7 +193,44 @@ def test_only_what_counts_leave_open_is_encoded(monkeypatch: pytest.MonkeyPatch)
     h[0, 56] = 0  # room for both
     work = Work(monkeypatch)
     assert (sae.read(h, [0, 1]) > 0).sum(0).tolist() == [10, 1]
-    assert work.encoded == [9]
+    asked, near = work.settled
+    assert len(asked) == 18 and set(asked) == {(row, feature) for row, _ in asked for feature in (0, 1)}
+    # Each of the pairs met both: itself, and the one it ties with.
+    assert len(near) == 36 and {feature for _, feature in near} == {0, 1}
+
+
+def test_half_precision_counts_leave_little_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=g) / 8 for shape in ((64, 512), (512,), (512, 64), (64,))]
+    sae = SAE("topk", *tensors, META, k=16)
+    h = torch.randn(500, 64, generator=g)
+    monkeypatch.setattr(reading, "half_pays", lambda _: True)
+    work = Work(monkeypatch)
+    assert_reads_as_encoded(sae, h, [3, 70, 200, 311])
+    asked, near = work.settled
+    # 2,000 pairs; |x| |w| is 8 deviations of a pre-activation here, the margin an eightieth of one.
+    assert 0 < len(asked) < 40
+    assert len(near) < 10 * len(asked)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("powers", [(0, 0, 0), (-9, 0, 0), (0, 6, 0), (0, -6, 4), (5, 5, -7)])
+def test_the_margin_of_half_precision_holds(powers: tuple[int, int, int], scale: bool) -> None:
+    g = torch.Generator().manual_seed(1)
+    weight, bias, size = (10.0**power for power in powers)
+    sae = replace(random_sae("topk", rescale_acts_by_decoder_norm=scale), W_dec_FD=torch.rand(F, D, generator=g) * 5)
+    sae = replace(sae, W_enc_DF=sae.W_enc_DF * weight, b_enc_F=sae.b_enc_F * bias)
+    x_ND = torch.randn(200, D, generator=g) * size * torch.rand(200, 1, generator=g) ** 8
+    truth = x_ND.double() @ sae.W_enc_DF.double() + sae.b_enc_F.double()
+    if scale:
+        truth *= sae.W_dec_FD.double().norm(dim=-1)
+    screen = float16_screen(sae._encoder, x_ND)
+    error_N = (screen.pre(torch.arange(200)).double() * screen.unit - truth).abs().amax(-1)
+    assert (error_N <= screen.margin_N.double()).all()
+    # And it is no more than a few times what is seen.
+    assert (screen.margin_N.double() < 40 * error_N.amax()).any()
+    part = screen.part(torch.tensor([5, 2]))
+    assert torch.equal(part.pre(torch.tensor([7])), screen.pre(torch.tensor([7]))[:, [5, 2]])
 
 
 def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +247,7 @@ def test_nothing_positive_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     sae = replace(random_sae("topk"), b_enc_F=torch.full((F,), -1e3))
     work = Work(monkeypatch)
     assert sae.read(torch.randn(9, D), [1, 2]).count_nonzero() == 0
-    assert (work.encoded, work.counted, work.staged) == ([], [], [])
+    assert (work.settled, work.counted, work.staged) == ([], [], [])
 
 
 def test_stages_grow_and_cover() -> None:

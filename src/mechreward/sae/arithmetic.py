@@ -27,6 +27,21 @@ EXACT_FLOATS = 2**21
 
 
 @dataclass(frozen=True, eq=False)
+class HalfWeights:
+    """An encoder's weights in float16, the factors of its pre-activations multiplied in: see `screening`."""
+
+    W_FD: Float[Tensor, "f d"]
+    """In `unit`s, so that the largest is 1 in size."""
+    bias_F: Float[Tensor, " f"]
+    """Of the pre-activations, in float32 and the SAE's own units."""
+    unit: float
+    norm: float
+    """Largest norm of a feature's weights, in the SAE's own units."""
+    bias: float
+    """Largest bias in size."""
+
+
+@dataclass(frozen=True, eq=False)
 class Encoder:
     """An encoder with F features of width D; None where its architecture has no such part."""
 
@@ -78,6 +93,14 @@ class Encoder:
         size = max(1, EXACT_FLOATS // x_ND.shape[1])
         pieces = zip(row_M.split(size), id_M.split(size), strict=True)
         return torch.cat([(x_ND[row].double() * self.W_FD[id_].double()).sum(-1) for row, id_ in pieces]).float()
+
+    @cached_property
+    def half(self) -> HalfWeights:
+        """The weights for half-precision products."""
+        scale_F = torch.ones_like(self.bias_F) if self.scale_F is None else self.scale_F
+        W_FD, bias_F = self.W_FD * scale_F[:, None], self.bias_F * scale_F
+        unit, norm, bias = W_FD.abs().max().clamp_min(2.0**-100), W_FD.norm(dim=-1).max(), bias_F.abs().max()
+        return HalfWeights((W_FD / unit).half(), bias_F, unit.item(), norm.item(), bias.item())
 
     @cached_property
     def _reach(self) -> float:
