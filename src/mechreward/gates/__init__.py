@@ -11,6 +11,7 @@ from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
 from mechreward.gates.reading import read_scores
+from mechreward.gates.reported import read_reported
 from mechreward.gates.statistics import (
     Interval,
     PairedResult,
@@ -55,6 +56,7 @@ __all__ = [
     "question_means",
     "question_pairs",
     "ratio",
+    "read_reported",
     "read_scores",
     "reward_from_words",
     "sweep_layers",

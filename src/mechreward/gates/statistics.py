@@ -19,7 +19,7 @@ from math import isnan, nan
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import permutation_test
+from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
@@ -184,6 +184,21 @@ def wilson(successes: float | int, trials: float | int, level: float = 0.95) -> 
     """Wilson interval of a proportion of independent trials."""
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return float(low), float(high)
+
+
+def largest_spearman(n: int, n_right: int) -> float:
+    """Largest rank correlation of any score with labels of which `n_right` of `n` are right; NaN for one class.
+
+    That of a score without ties which puts every right answer above every wrong one, sqrt(3 p (1 - p)) for large n.
+    """
+    if not 0 < n_right < n:
+        return nan
+    return float(spearmanr(np.arange(n), np.arange(n) >= n - n_right).statistic)
+
+
+def auroc_of_spearman(rho: float, n: int, n_right: int) -> float:
+    """The AUROC that a rank correlation with right and wrong stands for, exact for a score without ties."""
+    return (1 + rho / largest_spearman(n, n_right)) / 2
 
 
 def question_means(values: ArrayLike, groups: ArrayLike) -> dict[str, float]:
