@@ -24,6 +24,7 @@ from mechreward.gates.statistics import (
     question_means,
     question_pairs,
     ratio,
+    resample_counts,
     wilson,
     within_question_auroc,
 )
@@ -114,9 +115,11 @@ def test_auroc_statistic_is_the_auroc_of_the_resampled_rows() -> None:
 
 def test_auroc_statistic_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels, groups = world(9, 6, seed=5)
-    monkeypatch.setattr("mechreward.gates.statistics.PAIR_BLOCK", 4)
-    value = auroc_statistic(scores, labels, groups)(np.ones((1, 9)))
-    np.testing.assert_allclose(value, [roc_auc_score(labels, scores)], rtol=1e-6)
+    counts = resample_counts(9, 10, 0)
+    whole = auroc_statistic(scores, labels, groups)(counts)
+    monkeypatch.setattr("mechreward.gates.statistics.BLOCK", 4)
+    np.testing.assert_array_equal(auroc_statistic(scores, labels, groups)(counts), whole)
+    assert len(set(whole)) > 5
 
 
 def test_bootstrap_equals_naive_resampling_of_questions() -> None:

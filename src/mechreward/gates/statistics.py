@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isnan, nan
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import permutation_test, spearmanr
+from scipy.stats import permutation_test, spearmanr, ttest_ind
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
@@ -29,8 +30,8 @@ Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 """From multiplicities [R, Q] (how often resample r holds question q) to values [R]."""
 
-PAIR_BLOCK = 1024
-"""Right answers compared with all wrong ones at once; bounds memory."""
+BLOCK = 64
+"""Resamples whose rows are laid out at once; bounds memory at BLOCK x rows numbers."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,28 @@ def ratio(numerator_Q: Array, denominator_Q: Array) -> Statistic:
 def auroc_statistic(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> Statistic:
     """AUROC over all answers, equal to resampling the rows themselves.
 
-    With multiplicities c it is c W c / (c r)(c w): W[q, s] are the wins of right answers to q over wrong answers to s,
-    and r, w the numbers of right and wrong answers by question.
+    Rows are sorted by score once. A row of a question drawn c times counts c times, so a right row's wins are a running
+    sum of counts over the wrong rows before it, plus half of those it ties with.
     """
     values, right = _checked(scores, labels, groups)
-    code, n_groups = _codes(groups)
-    wins_QQ = _wins_between(values, right, code, n_groups)
-    right_Q = np.bincount(code[right], minlength=n_groups).astype(np.float64)
-    wrong_Q = np.bincount(code[~right], minlength=n_groups).astype(np.float64)
+    code, _ = _codes(groups)
+    order = np.argsort(values, kind="stable")
+    ordered, code, right = values[order], code[order], right[order]
+    first = np.searchsorted(ordered, ordered[right], side="left")
+    past = np.searchsorted(ordered, ordered[right], side="right")
+
+    def block(counts_RQ: Array) -> Array:
+        times_RN = counts_RQ[:, code]
+        wrong_RN = np.zeros((len(times_RN), len(code) + 1))
+        np.cumsum(np.where(right, 0.0, times_RN), axis=1, out=wrong_RN[:, 1:])
+        right_RM = times_RN[:, right]
+        wins_R = (right_RM * (wrong_RN[:, first] + wrong_RN[:, past])).sum(1) / 2
+        pairs_R = right_RM.sum(1) * wrong_RN[:, -1]
+        return np.divide(wins_R, pairs_R, out=np.full(len(pairs_R), nan), where=pairs_R > 0)
 
     def statistic(counts_RQ: Array) -> Array:
-        pairs_R = (counts_RQ @ right_Q) * (counts_RQ @ wrong_Q)
-        wins_R = ((counts_RQ @ wins_QQ) * counts_RQ).sum(1)
-        return np.divide(wins_R, pairs_R, out=np.full(len(pairs_R), nan), where=pairs_R > 0)
+        starts = range(0, len(counts_RQ), BLOCK)
+        return np.concatenate([block(counts_RQ[start : start + BLOCK]) for start in starts])
 
     return statistic
 
@@ -151,12 +161,18 @@ def cluster_bootstrap(
     return Interval(value, float(low), float(high), float(values_R.std(ddof=1)))
 
 
+@lru_cache(maxsize=1)
 def resample_counts(n_groups: int, draws: int, seed: int) -> Array:
-    """[R, Q]: how often each question is in each of `draws` samples of `n_groups` questions with replacement."""
+    """[R, Q]: how often each question is in each of `draws` samples of `n_groups` questions with replacement.
+
+    Read-only: the same draws serve every statistic of a gate, one after another.
+    """
     drawn_RQ = np.random.default_rng(seed).integers(n_groups, size=(draws, n_groups))
     place_RQ = drawn_RQ + n_groups * np.arange(draws)[:, None]
     counts = np.bincount(place_RQ.ravel(), minlength=draws * n_groups)
-    return counts.reshape(draws, n_groups).astype(np.float64)
+    counts_RQ = counts.reshape(draws, n_groups).astype(np.float64)
+    counts_RQ.flags.writeable = False
+    return counts_RQ
 
 
 def label_permutation_p(
@@ -184,6 +200,23 @@ def wilson(successes: float | int, trials: float | int, level: float = 0.95) -> 
     """Wilson interval of a proportion of independent trials."""
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return float(low), float(high)
+
+
+def mean_rise(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
+    """Mean of `after` minus that of `before`, and Welch's t of it (1947), for values of different questions.
+
+    Where neither side varies, t is infinite with the difference's sign, or 0 if there is none.
+
+    Raises:
+        InputError: if a side has fewer than two values.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if min(len(first), len(second)) < 2:
+        raise InputError(f"values: {len(first)} before and {len(second)} after; at least 2 of each are needed")
+    difference = float(second.mean() - first.mean())
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return difference, float(np.sign(difference)) * float("inf") if difference else 0.0
+    return difference, float(ttest_ind(second, first, equal_var=False).statistic)
 
 
 def largest_spearman(n: int, n_right: int) -> float:
@@ -256,22 +289,6 @@ def paired_test(
     )  # fmt: skip
     name = "sign-flip permutation of per-question differences"
     return PairedResult(interval.value, interval.low, interval.high, float(flips.pvalue), name, len(difference_Q))
-
-
-def _wins_between(values: Array, right: NDArray[np.bool_], code: NDArray[np.intp], n_groups: int) -> Array:
-    """[Q, Q]: wins of right answers to the row's question over wrong answers to the column's, ties half."""
-    wrong_order = np.argsort(code[~right], kind="stable")
-    wrong, wrong_code = values[~right][wrong_order], code[~right][wrong_order]
-    wins_QQ = np.zeros((n_groups, n_groups))
-    if not len(wrong):
-        return wins_QQ
-    present, starts = np.unique(wrong_code, return_index=True)
-    positions = np.flatnonzero(right)
-    for start in range(0, len(positions), PAIR_BLOCK):
-        rows = positions[start : start + PAIR_BLOCK]
-        wins = (values[rows, None] > wrong).astype(np.float32) + 0.5 * (values[rows, None] == wrong)
-        np.add.at(wins_QQ, (code[rows][:, None], present[None]), np.add.reduceat(wins, starts, axis=1))
-    return wins_QQ
 
 
 def _codes(groups: ArrayLike) -> tuple[NDArray[np.intp], int]:
