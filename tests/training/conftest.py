@@ -60,7 +60,9 @@ class Spy(MechRewardGRPOTrainer):
 def make() -> Callable[..., Any]:
     """Makes a trainer that keeps, as `seen`, what it last made of a batch; with `stock`, TRL's own."""
 
-    def build(folder, model, rewards, tokenizer, *, peft_config=None, config=None, stock=False, **named):
+    def build(
+        folder, model, rewards, tokenizer, *, peft_config=None, config=None, stock=False, prompts=PROMPTS, **named
+    ):
         options = {
             "max_steps": 2,
             "per_device_train_batch_size": 4,
@@ -77,7 +79,7 @@ def make() -> Callable[..., Any]:
             "gradient_checkpointing": False,
             **(config or {}),
         }
-        data = {"prompt": PROMPTS, "question_id": ["a", "b", "c", "d"], "answer": ["1", "2", "3", "4"]}
+        data = {"prompt": prompts, "question_id": ["a", "b", "c", "d"], "answer": ["1", "2", "3", "4"]}
         return (GRPOTrainer if stock else Spy)(
             model=model,
             reward_funcs=rewards,

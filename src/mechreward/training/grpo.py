@@ -195,7 +195,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         else:
             reward_BT, readable_BT = torch.zeros(loss_mask_BT.shape), torch.zeros_like(loss_mask_BT)
         if self._on_rollouts is not None and mode == "train":
-            self._on_rollouts(self._sample(inputs, out, reward_BT, readable_BT & loss_mask_BT))
+            mask_BT = readable_BT & loss_mask_BT
+            self._on_rollouts(self._sample(inputs, out, reward_BT.masked_fill(~mask_BT, 0.0), mask_BT))
         return out
 
     def _mode(self) -> str:
