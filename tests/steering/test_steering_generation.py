@@ -146,8 +146,11 @@ def test_cleared_is_the_base_model_bit_for_bit(name: str, model_of, hand) -> Non
     assert not torch.equal(steered, base)
     with torch.no_grad():
         assert torch.equal(inner(ids).logits, base)
-    for cleared in (variant.copy().clear([3, 20]), variant.copy().reset()):
-        with torch.no_grad(), cleared.steered():
+    cleared, reset = variant.copy(), variant.copy()
+    cleared.clear([3, 20])
+    reset.reset()
+    for empty in (cleared, reset):
+        with torch.no_grad(), empty.steered():
             assert torch.equal(inner(ids).logits, base)
     assert all(torch.equal(value, before[key]) for key, value in inner.state_dict().items())
 

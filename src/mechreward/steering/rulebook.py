@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -44,15 +44,12 @@ class Rulebook:
         self.norm_limit = None if scales is None else scales.norm_limit
         self.rules: list[Rule] = []
 
-    def set(self, features: Strength, value: float | None = None, mode: Mode = "nudge", unit: Unit = "p99") -> Self:
+    def set(self, features: Strength, value: float | None = None, mode: Mode = "nudge", unit: Unit = "p99") -> None:
         """Edits features everywhere: nudge f' = f + value, pin f' = value, scale f' = value * f.
 
         Args:
             features: one, several with the same value, or a mapping from features to values.
             value: in units of the feature's 99th percentile, or with `unit="raw"` in the SAE's own; a factor for scale.
-
-        Returns:
-            The variant itself.
 
         Raises:
             InputError: for a feature out of range or with another edit already, or a unit that was not calibrated.
@@ -64,7 +61,8 @@ class Rulebook:
                 old = _words(present[edit.feature])
                 raise InputError(f"feature: {edit.feature} has {old} already; clear it before setting {_words(edit)}")
         fresh = tuple(edit for edit in rule.edits if edit.feature not in present)
-        return self._add(replace(rule, edits=fresh)) if fresh else self
+        if fresh:
+            self._add(replace(rule, edits=fresh))
 
     def set_when(
         self,
@@ -73,7 +71,7 @@ class Rulebook:
         value: float | None = None,
         mode: Mode = "nudge",
         unit: Unit = "p99",
-    ) -> Self:
+    ) -> None:
         """Edits features on the tokens where the condition holds; the edit acts on that same token.
 
         Thresholds are in `unit` as well. Rules apply in the order they were made; conditions read what was there before
@@ -82,9 +80,9 @@ class Rulebook:
         Raises:
             InputError: as `set`, for a condition on an unknown feature, or a pin that contradicts another.
         """
-        return self._add(self._rule(features, value, mode, unit, self._checked(condition, unit)))
+        self._add(self._rule(features, value, mode, unit, self._checked(condition, unit)))
 
-    def add_vector(self, vector_D: Tensor, condition: Condition | None = None, unit: Unit = "p99") -> Self:
+    def add_vector(self, vector_D: Tensor, condition: Condition | None = None, unit: Unit = "p99") -> None:
         """Adds a vector to the residual, as CAA (2312.06681) does; see `steering_vector`. Its length is its strength.
 
         Raises:
@@ -93,13 +91,12 @@ class Rulebook:
         if vector_D.shape != (self.sae.d_model,) or not vector_D.isfinite().all():
             raise InputError(f"vector: shape {tuple(vector_D.shape)} must be ({self.sae.d_model},), all finite")
         checked = None if condition is None else self._checked(condition, unit)
-        return self._add(Rule((), checked, vector_D.detach().clone()))
+        self._add(Rule((), checked, vector_D.detach().clone()))
 
-    def clear(self, features: Named) -> Self:
+    def clear(self, features: Named) -> None:
         """Takes all edits of some features away, conditional ones too."""
         gone = set(feature_ids(features, self.sae.d_sae))
         self.rules = [rule for rule in (old.without(gone) for old in self.rules) if not rule.empty]
-        return self
 
     def json(self) -> dict[str, Any]:
         """Edits and conditional edits as plain values, for `json.dumps`; handlers and controls are not among them."""
@@ -110,7 +107,7 @@ class Rulebook:
             "rules": [rule.to_json() for rule in self.rules],
         }
 
-    def load(self, value: Mapping[str, Any]) -> Self:
+    def load(self, value: Mapping[str, Any]) -> None:
         """Adds the rules that `json` gave, and takes over where they apply.
 
         Raises:
@@ -134,7 +131,6 @@ class Rulebook:
         self.where, self.norm_limit = where, limit
         for rule in rules:
             self._add(rule_from_json(rule, self.sae.d_sae))
-        return self
 
     def _reads(self) -> dict[str, Any]:
         return {"weights_hash": self.sae.weights_hash, "layer": self.sae.meta.layer}
@@ -146,10 +142,9 @@ class Rulebook:
         sizes = {} if mode == "scale" else {feature: self._size(feature, unit) for feature in strength}
         return Rule(make_edits(strength, mode, sizes), condition)
 
-    def _add(self, rule: Rule) -> Self:
+    def _add(self, rule: Rule) -> None:
         check_pins([*self.rules, rule])
         self.rules.append(rule)
-        return self
 
     def _checked(self, condition: Condition, unit: Unit) -> Condition:
         if not isinstance(condition, Condition):

@@ -91,20 +91,17 @@ class Variant(Rulebook):
 
     # --- watching, and copies ---
 
-    def abort_when(self, condition: Condition, unit: Unit = "p99") -> Variant:
+    def abort_when(self, condition: Condition, unit: Unit = "p99") -> None:
         """`generate` and `chat` raise `GenerationAborted`, with the text so far, on the token where it holds."""
         self.watches.append(Watch(self._checked(condition, unit)))
-        return self
 
-    def handle_when(self, condition: Condition, handler: Handler, unit: Unit = "p99") -> Variant:
+    def handle_when(self, condition: Condition, handler: Handler, unit: Unit = "p99") -> None:
         """`generate` and `chat` call `handler` with a `Moment` on each token where it holds, before the next."""
         self.watches.append(Watch(self._checked(condition, unit), handler))
-        return self
 
-    def reset(self) -> Variant:
+    def reset(self) -> None:
         """Takes all edits, conditions and controls away."""
         self.rules, self.watches, self.control = [], [], None
-        return self
 
     def copy(self, control: Control | None = None, seed: int = 0) -> Variant:
         """A variant with the same rules; with `control`, one that writes them along other directions.
@@ -247,7 +244,9 @@ class Variant(Rulebook):
         Raises:
             InputError: if they were made for another SAE, or are not what `json` gives.
         """
-        return cls(loaded, sae, **options).load(value)
+        variant = cls(loaded, sae, **options)
+        variant.load(value)
+        return variant
 
     def _parts(self, rows: Sequence[Sequence[int]], n: int) -> Iterator[tuple[list[int], list[int]]]:
         """Which prompts, and which samples of each, are drawn in one go."""
