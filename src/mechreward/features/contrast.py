@@ -163,11 +163,11 @@ def _frame(sums: _Sums, tested_F: Bools, top_k: int, family_p_F: Array) -> pd.Da
             "effect": effect_F,
             "difference": slopes.difference_F,
             "p_value": p_F,
-            "q_value": _q_values(p_F, tested_F),
+            "q_value": q_values(p_F, tested_F),
             "auroc": ranks.auroc_F,
             "rank_z": ranks.z_F,
             "rank_p_value": rank_p_F,
-            "rank_q_value": _q_values(rank_p_F, tested_F),
+            "rank_q_value": q_values(rank_p_F, tested_F),
             "family_p_value": family_p_F,
             "welch_t": welch_t_F,
             "welch_p_value": welch_p_F,
@@ -186,7 +186,8 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[np.lexsort((frame["id"], -frame["effect"].abs()))].reset_index(drop=True)
 
 
-def _q_values(p_F: Array, tested_F: Bools) -> Array:
+def q_values(p_F: Array, tested_F: Bools) -> Array:
+    """Benjamini and Hochberg's over the tested features; 1 for the others."""
     q_F = np.ones_like(p_F)
     if tested_F.any():
         q_F[tested_F] = multipletests(p_F[tested_F], method="fdr_bh")[1]
