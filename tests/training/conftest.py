@@ -79,7 +79,8 @@ def make() -> Callable[..., Any]:
             "gradient_checkpointing": False,
             **(config or {}),
         }
-        data = {"prompt": prompts, "question_id": ["a", "b", "c", "d"], "answer": ["1", "2", "3", "4"]}
+        numbers = range(len(prompts))
+        data = {"prompt": prompts, "question_id": [f"q{i}" for i in numbers], "answer": [str(i) for i in numbers]}
         return (GRPOTrainer if stock else Spy)(
             model=model,
             reward_funcs=rewards,

@@ -1,0 +1,94 @@
+"""Rewards that cannot be trained on are errors that name the reward; None and NaN are no reward at all."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from mechreward.errors import InputError
+from mechreward.reward import FeatureReward
+from mechreward.training import DenseConfig
+from mechreward.training.checks import check_batch, check_rewards, check_scalar_rewards, check_token_rewards
+
+NAN, INF = math.nan, math.inf
+
+
+def gives(value: float | None, row: int = 5):
+    """A reward function that gives `value` for one row, and a length for the others."""
+
+    def scored(completion_ids, **_) -> list[float | None]:
+        return [value if i == row else float(len(ids)) for i, ids in enumerate(completion_ids)]
+
+    return scored
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_an_infinite_scalar_reward_names_its_function_and_row(value, tmp_path, model, char_tokenizer, make) -> None:
+    trainer = make(tmp_path, model, [gives(1.0), gives(value)], char_tokenizer)
+    trainer.reward_func_names = ["fine", "broken"]
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=f"broken: gave completion 5 a reward of {value}; a reward must be finite"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_nan_is_none_and_says_nothing_of_its_row(alone, tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    advantages = []
+    for value in (NAN, None):
+        rewards = [FeatureReward({3: 1.0}, sae), gives(value), *([] if alone else [gives(2.0)])]
+        trainer = make(tmp_path, copy.deepcopy(model), rewards, char_tokenizer, dense=DenseConfig(weight=0.0))
+        torch.manual_seed(0)
+        advantages.append(score(trainer)["advantages"])
+    assert torch.equal(*advantages) and advantages[0].isfinite().all()
+    assert (advantages[0][5] == 0) == alone, "a row without any reward has no outcome advantage"
+    trainer = make(tmp_path, copy.deepcopy(model), rewards, char_tokenizer)
+    assert score(trainer)["advantages"].isfinite().all()
+
+
+def test_a_feature_reward_that_overflows_is_named(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    huge = FeatureReward({3: 3e38, 7: -3e38}, sae, name="huge")
+    trainer = make(tmp_path, model, [FeatureReward({3: 1.0}, sae), huge, gives(1.0)], char_tokenizer)
+    with pytest.raises(InputError, match=r"huge: gave token \d+ of completion \d+ a reward of -?(inf|nan); all must"):
+        score(trainer)
+
+
+def test_scalar_rewards_by_hand() -> None:
+    check_scalar_rewards(torch.tensor([[1.0, NAN], [NAN, -3e38]]), ["a", "b"])
+    with pytest.raises(InputError, match="b: gave completion 1 a reward of inf"):
+        check_scalar_rewards(torch.tensor([[1.0, 0.0], [NAN, INF]]), ["a", "b"])
+
+
+def test_token_rewards_by_hand(sae) -> None:
+    reward, mask = FeatureReward({3: 1.0}, sae, name="mine"), torch.tensor([[True, True], [True, False]])
+    check_token_rewards(reward, torch.tensor([[1.0, 2.0], [3.0, NAN]]), mask)
+    for value in (NAN, INF, -INF):
+        with pytest.raises(InputError, match=f"mine: gave token 1 of completion 0 a reward of {value}"):
+            check_token_rewards(reward, torch.tensor([[1.0, value], [3.0, 0.0]]), mask)
+
+
+def test_a_layer_the_model_lacks_is_named_before_training(tmp_path, model, sae_of_layer, char_tokenizer, make) -> None:
+    with pytest.raises(InputError, match=r"layer: 4 .*0.*3"):
+        make(tmp_path, model, [FeatureReward({3: 1.0}, sae_of_layer(4)), gives(1.0)], char_tokenizer)
+    check_rewards([FeatureReward({3: 1.0}, sae_of_layer(3))], model, trains=False)
+
+
+def test_batches_by_hand() -> None:
+    none_BT, one_BT = torch.zeros(2, 3).bool(), torch.tensor([[True, False, False], [False] * 3])
+    check_batch({}, one_BT, first=True, longest=3)
+    check_batch({}, none_BT, first=False, longest=3)
+    with pytest.raises(InputError, match="max_completion_length: all completions of the first batch ran into 3 tokens"):
+        check_batch({}, none_BT, first=True, longest=3)
+    with pytest.raises(InputError, match="images: dense rewards read text only"):
+        check_batch({"pixel_values": torch.zeros(1)}, one_BT, first=False, longest=3)
+
+
+def test_only_a_reward_that_trains_needs_its_gate(model, sae, caplog) -> None:
+    reward = FeatureReward({3: 1.0}, sae)
+    check_rewards([reward], model, trains=False)
+    assert not caplog.records
+    check_rewards([reward, reward], model, trains=True)
+    assert sum("carries no passed gate" in message for message in caplog.messages) == 2
