@@ -146,8 +146,6 @@ def test_sae_info_and_pack_show(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     save_pack(pack, tmp_path / "pack.json")
     code, said, _ = run(capsys, "pack", "show", str(tmp_path / "pack.json"))
     assert (code, "gate 1: not run" in said) == (0, True)
-    code, said, _ = run(capsys, "pack", "validate", str(tmp_path / "pack.json"), "--sae", str(SAE_FOLDER))
-    assert (code, pack.spec_hash[:12] in said) == (0, True)
 
 
 def test_report_of_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

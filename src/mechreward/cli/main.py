@@ -18,14 +18,14 @@ VERBS = {
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
     "report": "write the report of a run directory anew",
     "sae": "train, check, layers, info: sparse autoencoders",
-    "pack": "list, show, validate: feature packs",
+    "pack": "list, show, validate, schema: feature packs",
     "info": "versions, device, extras",
 }
 USAGE = "usage: [bold]mechreward[/] COMMAND [--help]\n\n" + "\n".join(f"  {v:9}{what}" for v, what in VERBS.items())
 COMMANDS: dict[str, Callable[..., int]] = {"report": look.report, "info": look.info}
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {
     "sae": {"train": sae_train.train, "check": sae_check.check, "layers": sae_layers.layers, "info": sae.info},
-    "pack": {"list": pack.list_packs, "show": pack.show, "validate": pack.validate},
+    "pack": {"list": pack.list_packs, "show": pack.show, "validate": pack.validate, "schema": pack.schema},
 }
 
 CONFIGURED = {sae_train.train, sae_check.check, sae_layers.layers}

@@ -5,6 +5,7 @@ models, rollout and sae.
 """
 
 from mechreward.catalogs import catalog_names
+from mechreward.features.acceptance import unacceptable
 from mechreward.features.aggregation import (
     Aggregation,
     LastKAggregation,
@@ -16,7 +17,7 @@ from mechreward.features.aggregation import (
     build_aggregation,
 )
 from mechreward.features.contrast import ContrastTable, contrast, load_contrast, save_contrast
-from mechreward.features.discovery import discover
+from mechreward.features.discovery import HeldOutScores, Search, discover, explore
 from mechreward.features.pack import (
     FeaturePack,
     PackFeature,
@@ -33,13 +34,14 @@ from mechreward.features.pack import (
 )
 from mechreward.features.pooling import PooledBatch, pool_features, pooled_activations
 from mechreward.features.prompts import pack_prompt, prompt_mismatch, template_hash
-from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref
+from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref, select
 from mechreward.features.steps import step_ends
 
 __all__ = [
     "Aggregation",
     "ContrastTable",
     "FeaturePack",
+    "HeldOutScores",
     "LastKAggregation",
     "MaxAggregation",
     "MeanAggregation",
@@ -52,6 +54,7 @@ __all__ = [
     "Pooling",
     "ReportedFigures",
     "SAERef",
+    "Search",
     "StepEndAggregation",
     "WeightedMeanAggregation",
     "build_aggregation",
@@ -60,6 +63,7 @@ __all__ = [
     "check_pack",
     "contrast",
     "discover",
+    "explore",
     "load_contrast",
     "load_pack",
     "pack_prompt",
@@ -70,8 +74,10 @@ __all__ = [
     "sae_ref",
     "save_contrast",
     "save_pack",
+    "select",
     "spec_hash",
     "step_ends",
     "template_hash",
+    "unacceptable",
     "weighted_sum",
 ]

@@ -30,6 +30,7 @@ from mechreward.reward.aggregation import pool
 from mechreward.reward.batch import Text, check_lengths
 from mechreward.reward.normalization import Normalization, build_normalization
 from mechreward.sae import SAE
+from mechreward.tiny import model_path
 from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class FeatureReward:
     def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         if not self.pack.model_name:
             raise InputError("model: the pack names no model; call reward.bind(model, tokenizer) first")
-        loaded = load_model(self.pack.model_name)
+        loaded = load_model(model_path(self.pack.model_name))
         self.bind(loaded.model, loaded.tokenizer)
         return loaded.model, loaded.tokenizer
 
