@@ -6,7 +6,7 @@ tokens and never all responses. Tokens of massive norm are left out, as they are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.features.aggregation import MaxAggregation, StepEndAggregation, build_aggregation
+from mechreward.features.aggregation import (
+    Aggregation,
+    MaxAggregation,
+    MeanAggregation,
+    StepEndAggregation,
+    build_aggregation,
+)
 from mechreward.features.pack import Pooling
 from mechreward.features.steps import step_ends
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
@@ -33,6 +39,8 @@ class PooledBatch:
     correct_B: Bool[Tensor, " b"]
     acts_BF: Float[Tensor, "b f"]
     """Pooled activations in the SAE's units, float32, on the CPU."""
+    states_BD: Float[Tensor, "b d"] | None = None
+    """Residuals pooled over the same tokens (by the mean where features are pooled by max), if they were asked for."""
 
 
 @torch.no_grad()
@@ -42,38 +50,72 @@ def pooled_activations(
     responses: Sequence[Response],
     pooling: Pooling = "mean",
     *,
+    positions: Sequence[Sequence[int]] | None = None,
+    with_states: bool = False,
     batch_size: int = 32,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> Iterator[PooledBatch]:
     """Reads the residual stream at the SAE's layer and pools every feature over each response's completion tokens.
 
-    A response whose every token is of massive norm has nothing to pool and is left out.
+    A response of which nothing is left to pool (every token that counts is of massive norm) is left out.
+
+    Args:
+        positions: one list a response: places in its completion, from 0, of the only tokens that count, e.g. critical
+            tokens. An empty list leaves the response out. All tokens count if None.
+        with_states: give pooled residuals as well.
+        on_batch: told how many responses were read, batch by batch.
 
     Raises:
-        InputError: if a completion has no tokens, was not verified, or reads as NaN or infinity, or there is no such
-            pooling.
+        InputError: if a completion has no tokens, was not verified, or reads as NaN or infinity, there is no such
+            pooling, or a position is not one of its completion's.
     """
     check_responses(responses)
     aggregation = build_aggregation(pooling)
-    for group in _question_groups(responses, batch_size):
-        prompts = [list(response.prompt_ids) for response in group]
-        completions = [list(response.completion_ids) for response in group]
-        acts_BF = torch.zeros(len(group), sae.d_sae)
-        counts_B = torch.zeros(len(group), dtype=torch.long)
-        ends_BT = None
-        if isinstance(aggregation, StepEndAggregation):
-            ends_BT = step_ends(loaded.tokenizer, completions, aggregation.mark)
-        for batch in iter_residuals(loaded.model, prompts, completions, sae.meta.layer, batch_size):
-            keep_BT = norm_outliers(batch.h_BTD, batch.mask_BT)
-            rows = torch.tensor(batch.rows)
-            here_BT = None if ends_BT is None else ends_BT[rows, : keep_BT.shape[1]].to(keep_BT.device)
-            acts_BF[rows] = pool_features(sae, batch.h_BTD, keep_BT, pooling, here_BT).cpu()
-            counts_B[rows] = keep_BT.sum(1).cpu()
-        used = (counts_B > 0).nonzero()[:, 0]
-        yield PooledBatch(
-            question_ids=[group[row].question_id for row in used.tolist()],
-            correct_B=torch.tensor([group[row].correct is True for row in used.tolist()], dtype=torch.bool),
-            acts_BF=acts_BF[used],
-        )
+    _check_positions(responses, positions, aggregation)
+    for places in _question_groups(responses, batch_size):
+        group = [responses[place] for place in places]
+        chosen = None if positions is None else [positions[place] for place in places]
+        yield _pooled_group(loaded, sae, group, aggregation, chosen, with_states, batch_size)
+        on_batch(len(group))
+
+
+def _pooled_group(
+    loaded: LoadedModel,
+    sae: SAE,
+    group: list[Response],
+    aggregation: Aggregation,
+    positions: Sequence[Sequence[int]] | None,
+    with_states: bool,
+    batch_size: int,
+) -> PooledBatch:
+    completions = [list(response.completion_ids) for response in group]
+    acts_BF, used_B = torch.zeros(len(group), sae.d_sae), torch.zeros(len(group), dtype=torch.bool)
+    states_BD = torch.zeros(len(group), sae.d_model)
+    # The mean of states where features are pooled by max: a maximum over each coordinate is no state.
+    of_states = MeanAggregation() if isinstance(aggregation, MaxAggregation) else aggregation
+    ends_BT = counted_BT = None
+    if isinstance(aggregation, StepEndAggregation):
+        ends_BT = step_ends(loaded.tokenizer, completions, aggregation.mark)
+    if positions is not None:
+        counted_BT = _at_positions(positions, max(map(len, completions)))
+    prompts = [list(response.prompt_ids) for response in group]
+    for batch in iter_residuals(loaded.model, prompts, completions, sae.meta.layer, batch_size):
+        keep_BT = norm_outliers(batch.h_BTD, batch.mask_BT)
+        rows, width = torch.tensor(batch.rows), keep_BT.shape[1]
+        if counted_BT is not None:
+            keep_BT &= counted_BT[rows, :width].to(keep_BT.device)
+        here_BT = None if ends_BT is None else ends_BT[rows, :width].to(keep_BT.device)
+        acts_BF[rows] = pool_features(sae, batch.h_BTD, keep_BT, aggregation.spec, here_BT).cpu()
+        used_B[rows] = keep_BT.any(1).cpu()
+        if with_states:
+            states_BD[rows] = of_states(batch.h_BTD, keep_BT, here_BT).cpu()
+    used = used_B.nonzero()[:, 0]
+    return PooledBatch(
+        question_ids=[group[row].question_id for row in used.tolist()],
+        correct_B=torch.tensor([group[row].correct is True for row in used.tolist()], dtype=torch.bool),
+        acts_BF=acts_BF[used],
+        states_BD=states_BD[used] if with_states else None,
+    )
 
 
 def pool_features(
@@ -118,16 +160,40 @@ def check_responses(responses: Sequence[Response]) -> None:
             raise InputError(f"correct: it is None in an answer to question {response.question_id}, verify it first")
 
 
-def _question_groups(responses: Sequence[Response], size: int) -> Iterator[list[Response]]:
-    """Whole questions in order of first appearance, gathered until there are at least `size` responses."""
-    by_question: dict[str, list[Response]] = {}
-    for response in responses:
-        by_question.setdefault(response.question_id, []).append(response)
-    group: list[Response] = []
-    for answers in by_question.values():
-        group.extend(answers)
+def _question_groups(responses: Sequence[Response], size: int) -> Iterator[list[int]]:
+    """Places of whole questions' responses, in order of first appearance, gathered until there are `size` or more."""
+    by_question: dict[str, list[int]] = {}
+    for place, response in enumerate(responses):
+        by_question.setdefault(response.question_id, []).append(place)
+    group: list[int] = []
+    for places in by_question.values():
+        group.extend(places)
         if len(group) >= size:
             yield group
             group = []
     if group:
         yield group
+
+
+def _at_positions(positions: Sequence[Sequence[int]], width: int) -> Bool[Tensor, "b t"]:
+    at_BT = torch.zeros(len(positions), width, dtype=torch.bool)
+    for row, places in enumerate(positions):
+        at_BT[row, list(places)] = True
+    return at_BT
+
+
+def _check_positions(
+    responses: Sequence[Response], positions: Sequence[Sequence[int]] | None, aggregation: Aggregation
+) -> None:
+    if positions is None:
+        return
+    if aggregation.needs_steps:
+        raise InputError(f"positions: they cannot be had together with the pooling {aggregation.spec!r}; give one")
+    if len(positions) != len(responses):
+        raise InputError(f"positions: {len(positions)} lists for {len(responses)} responses; give one each")
+    for response, places in zip(responses, positions, strict=True):
+        n = len(response.completion_ids)
+        stray = next((place for place in places if not 0 <= place < n), None)
+        if stray is not None:
+            where = f"an answer to question {response.question_id} of {n} tokens"
+            raise InputError(f"positions: {stray} is not a token of {where}; they go from 0 to {n - 1}")

@@ -39,19 +39,9 @@ def build_pack(
         NoFeatures: if none is left, with how many passed each condition.
         InputError: if `n_features` is less than 1 or the table is not of this SAE's size.
     """
-    if n_features < 1:
-        raise InputError(f"n_features: {n_features} is not allowed, it must be at least 1")
     if len(table.frame) != sae.d_sae:
         raise InputError(f"sae: the table has {len(table.frame)} features, the SAE {sae.d_sae}")
-    significant = table.frame["q_value"] <= q_max
-    stable = table.frame["stability"] >= min_stability
-    chosen = table.frame[significant & stable & (table.frame["effect"] != 0)].head(n_features)
-    if chosen.empty:
-        raise NoFeatures(
-            f"features: no feature passes q <= {q_max:g} and stability >= {min_stability:g} on {table.n_mixed} mixed "
-            f"questions ({int(significant.sum())} of {len(table.frame)} pass the first, {int(stable.sum())} the "
-            f"second, the largest |effect| is {table.frame['effect'].abs().max():.2f})"
-        )
+    features = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability)
     found_on: dict[str, str | int | float | bool | None] = {
         "n_questions": table.n_questions,
         "n_mixed": table.n_mixed,
@@ -63,11 +53,33 @@ def build_pack(
         name=name,
         model_name=model_name,
         sae=sae_ref(sae),
-        features=_weighted(chosen),
+        features=features,
         pooling=pooling,
         prompt=prompt,
         provenance=found_on | (provenance or {}),
     )
+
+
+def select(
+    table: ContrastTable, *, n_features: int = 20, q_max: float = 0.05, min_stability: float = 0.8
+) -> list[PackFeature]:
+    """The features that `build_pack` puts into a pack, with their weights.
+
+    Raises:
+        NoFeatures, InputError: as `build_pack`.
+    """
+    if n_features < 1:
+        raise InputError(f"n_features: {n_features} is not allowed, it must be at least 1")
+    significant = table.frame["q_value"] <= q_max
+    stable = table.frame["stability"] >= min_stability
+    chosen = table.frame[significant & stable & (table.frame["effect"] != 0)].head(n_features)
+    if chosen.empty:
+        raise NoFeatures(
+            f"features: no feature passes q <= {q_max:g} and stability >= {min_stability:g} on {table.n_mixed} mixed "
+            f"questions ({int(significant.sum())} of {len(table.frame)} pass the first, {int(stable.sum())} the "
+            f"second, the largest |effect| is {table.frame['effect'].abs().max():.2f})"
+        )
+    return _weighted(chosen)
 
 
 def sae_ref(sae: SAE) -> SAERef:
