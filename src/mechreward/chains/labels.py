@@ -1,9 +1,9 @@
 """Whether a step is right: by where it leads (rollouts), or by a worked solution.
 
-By rollouts, Math-Shepherd (2312.08935): from the end of each step the policy finishes the response N = 8 times; the hard
-label is whether any is right, the soft label the share that is. It judges the state a step leaves behind, for this
-policy: a step after a mistake is labelled wrong whatever it says. "Lessons of PRMs" (2501.07301) finds such labels noisier
-than a judge's; the soft label has Wilson's interval, and at N = 8 it is wide.
+By rollouts, Math-Shepherd (2312.08935): from the end of each step the policy finishes the response N = 8 times; the
+hard label is whether any is right, the soft label the share that is. It judges the state a step leaves behind, for this
+policy: a step after a mistake is labelled wrong whatever it says. "Lessons of PRMs" (2501.07301) finds such labels
+noisier than a judge's; the soft label has Wilson's interval, and at N = 8 it is wide.
 
 By a solution: the equations and values of a step have to occur in the worked solution, in order. There is no paper. It
 takes another sound way for a mistake, so it is for tasks whose solutions go one way.
@@ -55,7 +55,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Roller:
-    """How responses are finished and judged: the policy, the questions and the verifier, and the settings of sampling."""
+    """How responses are finished and judged: policy, questions, verifier, and the settings of sampling."""
 
     loaded: LoadedModel
     questions: Sequence[Question]

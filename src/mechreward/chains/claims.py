@@ -1,0 +1,168 @@
+"""What the EXAMINER says, kept as claims: who said it of what, and whether it has been checked.
+
+A claim is not a fact. Each kind has a check that asks something else than the examiner:
+
+- `verdict`, on a step: against rollouts from the step's end (`inquiry.check_verdicts`);
+- `paraphrase`, of a question: every number is still there, and rollouts on it still reach the answer
+  (`inquiry.check_paraphrases`);
+- `expansion`, of a step: rollouts that go on from the chain with the answer put in still reach the answer
+  (`inquiry.check_expansions`);
+- `feature`, a description: against the texts the feature really fires in (`inquiry.check_feature`).
+
+A clarifying question states nothing and has no check.
+
+`examine` writes every claim to a JSON Lines file as it comes, so that nothing is lost when a server goes away; a second
+call with the same file asks only what is still open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from mechreward.chains.examiner import Examiner, ExaminerError, Patience
+from mechreward.errors import InputError
+from mechreward.files import append_row, make_folder, read_jsonl
+
+Kind = Literal["verdict", "clarify", "expansion", "paraphrase", "feature"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something a model said of a subject."""
+
+    kind: Kind
+    subject: str
+    """What it is about, by a name of the caller's: `q7/3/2` for a step, a question's id, a feature's."""
+    text: str
+    """What was said, without the form it was asked for in."""
+    model: str
+    """Who said it."""
+    checked: bool | None = None
+    """Whether it held when it was checked; None while it has not been."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to be asked."""
+
+    kind: Kind
+    subject: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Claims in the order of the requests, None for each that was skipped, and the reasons of those."""
+
+    claims: list[Claim | None]
+    skipped: dict[str, str]
+    """By subject, the last error."""
+
+
+def fill_prompt(name: str, **values: str | int) -> str:
+    """A prompt of the folder `prompts` with its values filled in.
+
+    Raises:
+        InputError: if there is no such prompt, or a value is missing.
+    """
+    folder = files("mechreward.chains") / "prompts"
+    names = sorted(path.name.removesuffix(".txt") for path in folder.iterdir() if path.name.endswith(".txt"))
+    if name not in names:
+        raise InputError(f"prompt: {name!r} is not known; allowed are {', '.join(names)}")
+    try:
+        return Template((folder / f"{name}.txt").read_text(encoding="utf-8")).substitute(values)
+    except KeyError as error:
+        raise InputError(f"prompt: {name!r} needs a value for {error.args[0]}; it has {', '.join(values)}") from error
+
+
+def examine(
+    examiner: Examiner,
+    requests: Sequence[Request],
+    *,
+    patience: Patience | None = None,
+    path: str | Path | None = None,
+) -> Examined:
+    """Asks each request in turn; one that gets no usable answer is skipped and counted.
+
+    Args:
+        path: a JSON Lines file that claims are added to as they come, and read from: what it holds is not asked again.
+
+    Raises:
+        InputError: if two requests have one kind and subject, or the examiner refuses for good.
+    """
+    keys = [(request.kind, request.subject) for request in requests]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise InputError(f"requests: {twice[0]} of {twice[1]!r} is asked twice; each subject may come once a kind")
+    known = {} if path is None else {(claim.kind, claim.subject): claim for claim in load_claims(path)}
+    claims: list[Claim | None] = []
+    skipped: dict[str, str] = {}
+    for request, key in zip(requests, keys, strict=True):
+        if key in known and known[key].model == examiner.name:
+            claims.append(known[key])
+            continue
+        try:
+            text = (patience or Patience()).ask(examiner, request.prompt, READERS[request.kind])
+        except ExaminerError as error:
+            skipped[request.subject] = str(error)
+            claims.append(None)
+            continue
+        claim = Claim(request.kind, request.subject, text, examiner.name)
+        claims.append(claim)
+        if path is not None:
+            make_folder(Path(path).parent)
+            append_row(path, asdict(claim))
+    return Examined(claims, skipped)
+
+
+def load_claims(path: str | Path) -> list[Claim]:
+    """Claims of a JSON Lines file, in order; none if it is missing."""
+    return [Claim(**row) for row in read_jsonl(path)]
+
+
+def read_verdict(answer: str) -> str:
+    """`right` or `wrong`, from the last verdict line."""
+    found = re.findall(r"^\W*VERDICT\W+(right|wrong)\b", answer, re.IGNORECASE | re.MULTILINE)
+    if not found:
+        raise ExaminerError(f"no verdict in {answer[:60]!r}")
+    return str(found[-1]).lower()
+
+
+def read_questions(answer: str) -> str:
+    """The questions, one a line."""
+    return "\n".join(_lines_after(answer, "Q"))
+
+
+def _after(mark: str) -> Callable[[str], str]:
+    return lambda answer: _lines_after(answer, mark)[-1]
+
+
+def _lines_after(answer: str, mark: str) -> list[str]:
+    found = re.findall(rf"^\W*{mark}\d*[:.)]\W*(\S.*?)\s*$", answer, re.IGNORECASE | re.MULTILINE)
+    if not found:
+        raise ExaminerError(f"no line with {mark}: in {answer[:60]!r}")
+    return [str(line) for line in found]
+
+
+def _whole(answer: str) -> str:
+    return answer.strip()
+
+
+READERS: dict[Kind, Callable[[str], str]] = {
+    "verdict": read_verdict,
+    "clarify": read_questions,
+    "expansion": _whole,
+    "paraphrase": _after("PROBLEM"),
+    "feature": _after("FEATURE"),
+}
+
+
+def checked(claim: Claim, holds: bool) -> Claim:
+    """The claim with what its check found."""
+    return replace(claim, checked=holds)
