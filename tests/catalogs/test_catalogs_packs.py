@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -91,7 +92,9 @@ print(mr.FeatureReward.from_pack("tiny/reasoning_pack", sae=load_sae(SAE_FOLDER)
 def test_every_pack_loads_from_an_installed_wheel(tmp_path: Path) -> None:
     """Installed into an environment of its own, which borrows the dependencies alone; run from another folder."""
     source, wheels = tmp_path / "source", tmp_path / "wheels"
-    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(source)], check=True)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", ".", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(wheels)], cwd=source, check=True, capture_output=True)
     venv.create(tmp_path / "venv", with_pip=False)

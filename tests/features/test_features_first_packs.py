@@ -12,7 +12,7 @@ import torch
 
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, check_pack, load_pack
-from mechreward.features.first_packs import CLAIMS, FIGURES
+from mechreward.features.first_packs import CLAIMS, FEATURE_KEYS, FIGURES, PACK_KEYS
 from mechreward.reward import FeatureReward
 from mechreward.sae import SAE, SAEMeta
 
@@ -185,3 +185,9 @@ def test_validation_is_reported_and_no_gate(tmp_path: Path) -> None:
 def test_keys_that_are_unknown(tmp_path: Path) -> None:
     refused(tmp_path, first(surprise=1), "pack.surprise: is not a key of a pack, which has features,")
     refused(tmp_path, listed({"feature_id": 3, "sign": 1}), "features.0.sign: is not a key")
+
+
+def test_every_key_of_the_table_has_its_line_in_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "packs.md").read_text()
+    for key in PACK_KEYS + FEATURE_KEYS + FIGURES:
+        assert f"`{key}`" in page, key
