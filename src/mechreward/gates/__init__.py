@@ -26,6 +26,7 @@ from mechreward.gates.statistics import (
     question_means,
     question_pairs,
     ratio,
+    welch,
     wilson,
     within_question_auroc,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "read_scores",
     "reward_from_words",
     "sweep_layers",
+    "welch",
     "wilson",
     "within_question_auroc",
 ]

@@ -20,7 +20,7 @@ from math import isnan, nan
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import permutation_test, spearmanr, ttest_ind
+from scipy.stats import false_discovery_control, permutation_test, spearmanr, ttest_ind
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
@@ -289,6 +289,26 @@ def paired_test(
     )  # fmt: skip
     name = "sign-flip permutation of per-question differences"
     return PairedResult(interval.value, interval.low, interval.high, float(flips.pvalue), name, len(difference_Q))
+
+
+def welch(first: ArrayLike, second: ArrayLike) -> dict[str, Array]:
+    """Two samples of independent rows, column by column: difference of means, Cohen's d (pooled spread), two-sided p of
+    Welch's t test (Biometrika 1947), q of Benjamini and Hochberg. A column without spread in either has p = 1, d = 0.
+
+    Raises:
+        InputError: if a sample has fewer than two rows, or the columns differ.
+    """
+    a_NF, b_MF = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a_NF.ndim != 2 or a_NF.shape[1:] != b_MF.shape[1:] or min(len(a_NF), len(b_MF)) < 2:
+        raise InputError(f"samples: shapes {a_NF.shape} and {b_MF.shape} must have 2 rows or more and the same columns")
+    difference_F = a_NF.mean(0) - b_MF.mean(0)
+    freedom = len(a_NF) + len(b_MF) - 2
+    spread_F = np.sqrt(((len(a_NF) - 1) * a_NF.var(0, ddof=1) + (len(b_MF) - 1) * b_MF.var(0, ddof=1)) / freedom)
+    moves = spread_F > 0
+    p_F, effect_F = np.ones(a_NF.shape[1]), np.zeros(a_NF.shape[1])
+    p_F[moves] = ttest_ind(a_NF[:, moves], b_MF[:, moves], equal_var=False).pvalue
+    effect_F[moves] = difference_F[moves] / spread_F[moves]
+    return {"difference": difference_F, "effect": effect_F, "p_value": p_F, "q_value": false_discovery_control(p_F)}
 
 
 def _codes(groups: ArrayLike) -> tuple[NDArray[np.intp], int]:

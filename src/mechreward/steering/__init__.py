@@ -4,17 +4,32 @@
 gates and hacking; training, report, pipeline and cli may import it.
 """
 
+from mechreward.steering.auto import AutoSteer, autosteer
 from mechreward.steering.conditions import Condition
 from mechreward.steering.edits import Edit, Mode, Rule
+from mechreward.steering.examples import Contrast, contrast, steering_vector
 from mechreward.steering.features import Feature, FeatureGroup
+from mechreward.steering.fluency import fluency, repetition
 from mechreward.steering.hook import Editor, Prefixes
 from mechreward.steering.inspection import Fired, Inspection
 from mechreward.steering.labels import token_labels
 from mechreward.steering.scales import Scales, measure_scales
+from mechreward.steering.sweep import Curve, Point, Protocol, sweep
 from mechreward.steering.variant import Variant
 from mechreward.steering.watches import GenerationAborted, Moment
 
 __all__ = [
+    "AutoSteer",
+    "Contrast",
+    "Curve",
+    "Point",
+    "Protocol",
+    "autosteer",
+    "contrast",
+    "fluency",
+    "repetition",
+    "steering_vector",
+    "sweep",
     "Condition",
     "Edit",
     "Editor",

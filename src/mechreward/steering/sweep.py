@@ -11,7 +11,7 @@ of the edit added everywhere (`bias`), and the unsteered model told in words (`p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from mechreward.models import iter_residuals
 from mechreward.rollout import Response
 from mechreward.steering.edits import Mode
 from mechreward.steering.features import Named
+from mechreward.steering.features import strengths as strengths_of
 from mechreward.steering.fluency import fluency
 from mechreward.steering.program import Control, compile_rules
 from mechreward.steering.variant import Variant
@@ -93,7 +94,7 @@ class Protocol:
 
 def sweep(
     variant: Variant,
-    features: Named,
+    features: Named | Mapping[int, float],
     strengths: Sequence[float],
     protocol: Protocol,
     *,
@@ -105,6 +106,7 @@ def sweep(
 
     Args:
         variant: what it comes on top of; not changed.
+        features: one or several; a mapping gives each a weight that the strengths are multiplied by.
         strengths: in units of each feature's 99th percentile; factors for scale.
         instruction: text put in front of each prompt for the control "prompt", which needs text prompts.
 
@@ -112,11 +114,12 @@ def sweep(
         InputError: for no strengths or prompts, an unknown control, or a "prompt" control without an instruction.
     """
     _check(strengths, protocol, controls, instruction)
+    weights = strengths_of(features, None if isinstance(features, Mapping) else 1.0, variant.sae.d_sae)
     none = _answer(variant, protocol)
     points = [_point("none", 0.0, none, none, protocol)]
     for strength in strengths:
         edited = variant.copy()
-        edited.set(features, strength, mode)
+        edited.set({feature: strength * weight for feature, weight in weights.items()}, mode=mode)
         arms: dict[str, Variant] = {"edit": edited}
         for turned in get_args(Control):
             if turned in controls:

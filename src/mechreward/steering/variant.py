@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,13 +28,20 @@ from mechreward.steering.conditions import Condition
 from mechreward.steering.edits import check_known
 from mechreward.steering.features import Feature, FeatureGroup, Named, feature_ids
 from mechreward.steering.hook import Editor, Prefixes, closed_ids, unnested
-from mechreward.steering.inspection import Inspection, inspect_ids
+from mechreward.steering.inspection import Fired, Inspection, inspect_ids
 from mechreward.steering.labels import Labels, neighbours
 from mechreward.steering.program import Control, compile_rules
 from mechreward.steering.rulebook import Rulebook, Unit, Where
 from mechreward.steering.scales import Scales, measure_scales
 from mechreward.steering.watches import Handler, Watch, Watching
 
+if TYPE_CHECKING:
+    from mechreward.steering.auto import AutoSteer
+    from mechreward.steering.examples import Contrast
+    from mechreward.steering.sweep import Protocol
+
+Text = str | Sequence[int] | Response
+"""A text, a row of token ids, or a response with its prompt."""
 WATCHED_ROWS = 15
 """Rows generated at a time while conditions are watched: `rollout` runs so few to their end in one go."""
 
@@ -215,8 +222,8 @@ class Variant(Rulebook):
 
     # --- looking ---
 
-    def inspect(self, text: str | Sequence[int] | Response) -> Inspection:
-        """Which features fire where on a text, a row of token ids, or a response with its prompt."""
+    def inspect(self, text: Text) -> Inspection:
+        """Which features fire where."""
         ids = [*text.prompt_ids, *text.completion_ids] if isinstance(text, Response) else self.ids(text)
         return inspect_ids(self.loaded, self.sae, ids, self.labels.texts)
 
@@ -232,6 +239,34 @@ class Variant(Rulebook):
         """The features nearest to the mean of some: by decoder rows' cosine, or by firing together on a text."""
         found = neighbours(self.sae, feature_ids(features, self.sae.d_sae), k, None if on is None else on.acts_TF)
         return self.group(found)
+
+    def contrast(self, first: Sequence[Text], second: Sequence[Text], k: int = 5) -> Contrast:
+        """Features that fire more in one set of texts than in the other; see `examples.contrast`."""
+        from mechreward.steering.examples import contrast
+
+        return contrast(self, first, second, k)
+
+    def attribute(self, response: Response, start: int, end: int | None = None, k: int = 10) -> list[Fired]:
+        """The features that did most for completion tokens `start` to `end` (one token if None), largest |share| first:
+        gradient x activation for their log-probability, in nats, on the unsteered model (`features.attribution`).
+
+        Raises:
+            InputError: as `features.iter_attributions`.
+        """
+        from mechreward.features.attribution import iter_attributions
+        from mechreward.features.targets import Target
+
+        target = Target(start, start + 1 if end is None else end)
+        (batch,) = iter_attributions(self.loaded, self.sae, [response], [target], places="all")
+        share_F = batch.attr_BF[0].cpu()
+        order = share_F.abs().argsort(descending=True, stable=True)[:k].tolist()
+        return [Fired(self.feature(feature), float(share_F[feature])) for feature in order if share_F[feature]]
+
+    def autosteer(self, wanted: str | Sequence[tuple[Text, Text]], protocol: Protocol, k: int = 5) -> AutoSteer:
+        """Features and a strength for a behaviour, from a description or pairs of texts; see `auto.autosteer`."""
+        from mechreward.steering.auto import autosteer
+
+        return autosteer(self, wanted, protocol, k=k)
 
     def ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt, with the tokenizer's special tokens; ids as they are."""
