@@ -1,0 +1,55 @@
+"""Mean of a number of every feature over questions, its one-sample t test, and its stability over half-samples.
+
+A question counts once, however many answers it has, so that the t of the question means is the t clustered by question
+(n - 1 degrees of freedom). Sums are Welford's: what is constant has a spread of exactly 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from mechreward.features.halves import HalfSamples
+from mechreward.features.mixed import Array, Bools
+
+
+class QuestionMeans:
+    """Running mean and squares of [F] over questions, and sums over S half-samples of them."""
+
+    def __init__(self, n_features: int, halves: int, seed: int) -> None:
+        self.n = 0
+        self.mean_F, self.square_F = np.zeros(n_features), np.zeros(n_features)
+        self._samples = HalfSamples(halves, seed)
+        self._sum_SF = np.zeros((halves, n_features))
+
+    def add(self, value_F: Array) -> None:
+        """One question's value."""
+        self.n += 1
+        before_F = value_F - self.mean_F
+        self.mean_F = self.mean_F + before_F / self.n
+        self.square_F = self.square_F + before_F * (value_F - self.mean_F)
+        self._sum_SF[self._samples.draw(1)[:, 0]] += value_F
+
+    def p_values(self) -> Array:
+        """Two-sided p that the mean over questions is 0; 1 where every question has 0."""
+        error_F = np.sqrt(self.square_F / max(self.n - 1, 1) / max(self.n, 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t_F = np.where(self.mean_F == 0, 0.0, np.abs(self.mean_F) / error_F)
+        return np.asarray(2 * stats.t.sf(t_F, self.n - 1))
+
+    def stability(self, tested_F: Bools, top_k: int) -> Array:
+        """Share of halves in which a tested feature is among the `top_k` of largest |mean|, with its overall sign."""
+        return stability(self._sum_SF, self.mean_F, tested_F, top_k)
+
+
+def stability(effect_SF: Array, effect_F: Array, tested_F: Bools, top_k: int) -> Array:
+    """Share of half-samples in which a tested feature is among the `top_k` of largest |effect|, with its overall sign.
+
+    Only order and sign count, so that a half may give its sum in place of its mean.
+    """
+    hits_F = np.zeros_like(effect_F)
+    for half_F in effect_SF:
+        rank_F = np.where(tested_F, np.abs(half_F), 0)
+        top = np.argsort(-rank_F, kind="stable")[:top_k]
+        hits_F[top] += (rank_F[top] > 0) & (np.sign(half_F[top]) == np.sign(effect_F[top]))
+    return hits_F / len(effect_SF)
