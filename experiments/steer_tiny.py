@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,13 @@ def main(study: Study) -> None:
     results: dict[str, Any] = {"study": {**asdict(study), "out": str(study.out)}}
     for setting in study.settings:
         bench = prepare(loaded, sae, study, setting)  # type: ignore[arg-type]
-        results[setting] = run(bench, study)
-        write_json(study.out / "steer_tiny.json", results)
-        show(setting, results[setting])
+        names = {"careful": bench.careful, "shortcut": bench.shortcut, "n": len(bench.problems)}
+        print(f"\n{setting}: {names}\n{HEAD}")
+        results[setting] = names | {"arms": []}
+        for found in run(bench, study):
+            print(line(found), flush=True)
+            results[setting]["arms"].append(found)
+            write_json(study.out / "steer_tiny.json", results)
 
 
 def prepare(loaded: LoadedModel, sae: SAE, study: Study, setting: Setting) -> Bench:
@@ -111,24 +115,22 @@ def judge(problem: Problem, answer: Response) -> Response:
     return Response(**{**asdict(answer), "correct": label_chain(problem, answer.text).correct})
 
 
-def run(bench: Bench, study: Study) -> dict[str, Any]:
+def run(bench: Bench, study: Study) -> Iterator[dict[str, Any]]:
     """Every arm at every strength."""
     base = arm(bench, "none", "none", 0.0, new_variant(bench), None)
-    arms = [base]
+    yield base
     for mode in study.modes:
         for strength in study.strengths:
             edited = new_variant(bench)
             edited.set(bench.careful, strength, mode)  # type: ignore[arg-type]
-            arms.append(arm(bench, "careful", mode, strength, edited, base))
-            arms.append(arm(bench, "wrong sign", mode, strength, edited.copy("wrong_sign"), base))
-            for seed in study.random_seeds:
-                arms.append(arm(bench, f"random {seed}", mode, strength, edited.copy("random", seed), base))
+            yield arm(bench, "careful", mode, strength, edited, base)
             if bench.shortcut:
-                both = new_variant(bench)
-                both.set(bench.careful, strength, mode)  # type: ignore[arg-type]
+                both = edited.copy()
                 both.set(bench.shortcut, 0.0, "pin")
-                arms.append(arm(bench, "careful, shortcut off", mode, strength, both, base))
-    return {"careful": bench.careful, "shortcut": bench.shortcut, "n": len(bench.problems), "arms": arms}
+                yield arm(bench, "careful, shortcut off", mode, strength, both, base)
+            yield arm(bench, "wrong sign", mode, strength, edited.copy("wrong_sign"), base)
+            for seed in study.random_seeds:
+                yield arm(bench, f"random {seed}", mode, strength, edited.copy("random", seed), base)
 
 
 def new_variant(bench: Bench) -> Variant:
@@ -194,26 +196,20 @@ def paired(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
     return {"difference": result.difference, "interval": [result.low, result.high], "mcnemar_p": p_value}
 
 
-def show(setting: str, result: dict[str, Any]) -> None:
-    print(f"\n{setting}: careful {result['careful']}, shortcut {result['shortcut']}, n {result['n']}")
-    print("| arm | mode | strength | accuracy | switched | kept | follows a strategy | NLL | difference | McNemar p |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in result["arms"]:
-        change = (
-            ""
-            if "interval" not in row
-            else f"{row['difference']:+.3f} [{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}]"
-        )
-        p_value = "" if "mcnemar_p" not in row else f"{row['mcnemar_p']:.2g}"
-        accuracy = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        later = " | ".join(
-            f"{row[name]['value']:.3f} [{row[name]['low']:.3f}, {row[name]['high']:.3f}]"
-            for name in ("switched", "kept")
-        )
-        print(
-            f"| {row['arm']} | {row['mode']} | {row['strength']:g} | {accuracy} | {later} "
-            f"| {row['follows_a_strategy']:.3f} | {row['nll']:.3f} | {change} | {p_value} |"
-        )
+HEAD = """| arm | mode | strength | accuracy | switched | kept | follows a strategy | NLL | difference | McNemar p |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def line(row: dict[str, Any]) -> str:
+    def number(value: float, low: float, high: float) -> str:
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    later = [number(row[name]["value"], row[name]["low"], row[name]["high"]) for name in ("switched", "kept")]
+    change = ["", ""]
+    if "interval" in row:
+        change = [number(row["difference"], *row["interval"]), f"{row['mcnemar_p']:.2g}"]
+    cells = [row["arm"], row["mode"], f"{row['strength']:g}", number(row["accuracy"], row["low"], row["high"]), *later]
+    return " | ".join(["|", *cells, f"{row['follows_a_strategy']:.3f}", f"{row['nll']:.3f}", *change, "|"])[2:-2] + " |"
 
 
 if __name__ == "__main__":

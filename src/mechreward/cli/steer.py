@@ -1,0 +1,148 @@
+"""`mechreward steer`: look at the features of a text, answer with edits, and find the strength that is worth having."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError
+
+if TYPE_CHECKING:
+    from mechreward.steering import Curve
+
+
+def inspect(
+    text: tyro.conf.Positional[str],
+    model: str = "tiny",
+    sae: str | None = None,
+    sae_id: str | None = None,
+    k: int = 10,
+    by: Literal["frequency", "mean", "max", "sum"] = "max",
+    token: int | None = None,
+) -> int:
+    """The features that fire on a text.
+
+    Args:
+        text: What the model reads.
+        model: A Hugging Face id or folder, a .gguf file, or `tiny`.
+        sae: A folder or file, or a SAE Lens release; the bundled one for `tiny`.
+        sae_id: Which SAE of a release.
+        k: How many features.
+        by: Order by the share of tokens they fire on, or by mean, largest or summed activation.
+        token: Only this token of the text, from 0.
+    """
+    quiet()
+    from mechreward.models import load_model
+    from mechreward.sae import load_sae
+    from mechreward.steering import Variant
+    from mechreward.tiny import SAE_FOLDER, model_path
+
+    if sae is None and model != "tiny":
+        raise InputError(f"sae: is needed to read {model}; give --sae")
+    variant = Variant(load_model(model_path(model)), load_sae(sae or str(SAE_FOLDER), sae_id))
+    seen = variant.inspect(text)
+    if token is not None and not 0 <= token < len(seen.tokens):
+        raise InputError(f"token: {token} is out of range; the text has tokens 0 to {len(seen.tokens) - 1}")
+    found = seen.top(k, by) if token is None else seen.at(token, k)
+    where = f"{len(seen.tokens)} tokens" if token is None else f"token {token}, {seen.tokens[token]!r}"
+    table = Table("feature", "activation" if token is not None else by, title=escape(where), box=None)
+    for feature, value in found:
+        table.add_row(str(feature.id), f"{value:.4g}")
+    console.print(table)
+    return 0
+
+
+def generate(arguments: list[str], prog: str) -> int:
+    """Answers with and without edits, one under the other."""
+    quiet()
+    from mechreward.cli.steer_settings import GenerateSettings, load_variant, prompt_ids, questions_of
+
+    settings = parse_settings(GenerateSettings, arguments, prog)
+    if bool(settings.features) == (settings.edits is not None):
+        raise InputError("features: give either --features or --edits, for there to be something to steer")
+    questions = questions_of(settings)
+    with RichProgress().stage("calibrate"):
+        variant = load_variant(settings, settings.edits)
+    if settings.features:
+        variant.set(list(settings.features), settings.strength, settings.mode)
+    prompts = prompt_ids(variant.loaded, settings, questions)
+    plain = variant.copy()
+    plain.reset()
+    answers = [
+        [
+            response.text
+            for (response,) in arm.generate(
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+            )
+        ]
+        for arm in (plain, variant)
+    ]
+    for question, before, after in zip(questions, *answers, strict=True):
+        console.print(f"[bold]{escape(question.prompt)}[/]", soft_wrap=True)
+        console.print(f"  as it is  {escape(before)}", soft_wrap=True)
+        console.print(f"  steered   {escape(after)}", soft_wrap=True)
+    return 0
+
+
+def sweep(arguments: list[str], prog: str) -> int:
+    """Finds the strength: exit code 0 with a knee, 1 without one."""
+    quiet()
+    from mechreward.cli.steer_settings import SweepSettings, load_variant, prompt_ids, questions_of
+    from mechreward.files import write_json
+    from mechreward.rollout import Response, verify_responses
+    from mechreward.steering import Protocol
+    from mechreward.steering import sweep as run
+    from mechreward.verifiers import get_verifier
+
+    settings = parse_settings(SweepSettings, arguments, prog)
+    if not settings.features:
+        raise InputError("features: is needed; give the ids of the features to edit, --features 3 17")
+    verifier, questions = get_verifier(settings.verifier), questions_of(settings)
+
+    def score(place: int, response: Response) -> float:
+        if settings.contains is not None:
+            return float(settings.contains in response.text)
+        question = questions[place]
+        (judged,) = verify_responses([replace(response, question_id=question.id)], [question], verifier)
+        return float(judged.correct is True)
+
+    with RichProgress().stage("calibrate"):
+        variant = load_variant(settings)
+    protocol = Protocol(
+        prompts=prompt_ids(variant.loaded, settings, questions),
+        score=score,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    features = list(settings.features)
+    with RichProgress().stage(f"sweep {len(settings.strengths)} strengths"):
+        curve = run(variant, features, settings.strengths, protocol, mode=settings.mode, controls=settings.controls)
+    _show(curve)
+    if settings.out is not None:
+        write_json(settings.out, {"knee": curve.knee, "points": curve.rows()})
+        console.print(f"curve: [bold]{settings.out}[/]", soft_wrap=True)
+    return 1 if curve.knee is None else 0
+
+
+def _show(curve: Curve) -> None:
+    table = Table("arm", "strength", "behaviour", "95 %", "difference", "p", "NLL", "repeats", "fluent", box=None)
+    for row in curve.rows():
+        paired = ("", "") if row["p_value"] is None else (f"{row['difference']:+.3f}", f"{row['p_value']:.3g}")
+        interval = f"{row['low']:.3f}-{row['high']:.3f}"
+        numbers = (f"{row['nll']:.3f}", f"{row['repetition']:.2f}", "yes" if row["fluent"] else "NO")
+        table.add_row(row["arm"], f"{row['strength']:g}", f"{row['behaviour']:.3f}", interval, *paired, *numbers)
+    console.print(table)
+    found = "no fluent strength gains anything" if curve.knee is None else f"knee at strength {curve.knee:g}"
+    console.print(f"{found} (n {curve.points[0].n_prompts} questions)")
