@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from mechreward.cli import look, pack, sae, sae_check, sae_layers, sae_train, steer
+from mechreward.cli.discover import discover
 from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.terminal import console
 from mechreward.errors import InputError
@@ -16,6 +17,7 @@ from mechreward.errors import InputError
 VERBS = {
     "demo": "the main job on the bundled model, in a few minutes on a CPU",
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
+    "discover": "features that go with right answers to the same question -> table and pack",
     "report": "write the report of a run directory anew",
     "sae": "train, check, layers, info: sparse autoencoders",
     "pack": "list, show, validate, schema: feature packs",
@@ -51,6 +53,8 @@ def _dispatch(arguments: list[str]) -> int:
         return improve(rest, {}, "mechreward improve")
     if verb == "demo":
         return improve(rest, DEMO, "mechreward demo")
+    if verb == "discover":
+        return discover(rest, "mechreward discover")
     if verb in GROUPS:
         return _run(GROUPS[verb], rest, f"mechreward {verb}")
     if verb in COMMANDS:

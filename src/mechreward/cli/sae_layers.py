@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from mechreward.cli.asking import answers
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from mechreward.cli.sae_settings import LayersSettings
     from mechreward.gates import Interval, LayerSweep
-    from mechreward.models import LoadedModel
-    from mechreward.rollout import Response
 
 
 def layers(arguments: list[str], prog: str) -> int:
@@ -23,6 +21,7 @@ def layers(arguments: list[str], prog: str) -> int:
     quiet()
     from mechreward.cli.sae_settings import LayersSettings
     from mechreward.gates import sweep_layers
+    from mechreward.gates.layers import MIN_MIXED
     from mechreward.models import check_layer, load_model
     from mechreward.tiny import model_path
 
@@ -36,7 +35,7 @@ def layers(arguments: list[str], prog: str) -> int:
     )
     for layer in settings.layers:
         check_layer(loaded.model, layer)
-    responses = _responses(settings, loaded)
+    responses = answers(settings, loaded, least=MIN_MIXED, what="a layer sweep")
     with RichProgress().stage(f"read and probe {len(responses)} responses"):
         sweep = sweep_layers(loaded, responses, settings.layers or None, seed=settings.seed)
     _show(sweep)
@@ -44,27 +43,6 @@ def layers(arguments: list[str], prog: str) -> int:
         write_json(settings.out, sweep.to_dict())
         console.print(f"numbers: [bold]{settings.out}[/]", soft_wrap=True)
     return 0
-
-
-def _responses(settings: LayersSettings, loaded: LoadedModel) -> list[Response]:
-    """The responses of the file, or new ones; verified."""
-    from mechreward.cli.sae_settings import answered, asked
-    from mechreward.gates.layers import MIN_MIXED
-    from mechreward.inputs import lenient
-    from mechreward.rollout import load_responses, verify_responses
-    from mechreward.verifiers import get_verifier
-
-    if settings.responses is not None:
-        return load_responses(settings.responses)
-    assert settings.questions is not None
-    verifier = get_verifier(settings.verifier)
-    questions = asked(settings, settings.questions, settings.limit)
-    if len(questions) < MIN_MIXED:
-        raise InputError(f"questions: {len(questions)} are too few; a layer sweep needs {MIN_MIXED} with mixed answers")
-    total = len(questions) * settings.samples
-    with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
-        responses = answered(settings, loaded, questions, settings.samples, advance)
-    return verify_responses(responses, questions, lenient(verifier) if settings.strictness == "lenient" else verifier)
 
 
 def _show(sweep: LayerSweep) -> None:

@@ -1,0 +1,39 @@
+"""Verified answers for the verbs that read them: from a file, or sampled anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mechreward.cli.terminal import RichProgress
+from mechreward.errors import InputError
+
+if TYPE_CHECKING:
+    from mechreward.cli.discover_settings import DiscoverSettings
+    from mechreward.cli.sae_settings import LayersSettings
+    from mechreward.models import LoadedModel
+    from mechreward.rollout import Response
+
+
+def answers(settings: LayersSettings | DiscoverSettings, loaded: LoadedModel, least: int, what: str) -> list[Response]:
+    """The responses of the file, or new ones; verified.
+
+    Raises:
+        InputError: if there are fewer questions to ask than the `least` that `what` needs, or the file holds no
+            responses.
+    """
+    from mechreward.cli.sae_settings import answered, asked
+    from mechreward.inputs import lenient
+    from mechreward.rollout import load_responses, verify_responses
+    from mechreward.verifiers import get_verifier
+
+    if settings.responses is not None:
+        return load_responses(settings.responses)
+    assert settings.questions is not None
+    verifier = get_verifier(settings.verifier)
+    questions = asked(settings, settings.questions, settings.limit)
+    if len(questions) < least:
+        raise InputError(f"questions: {len(questions)} are too few; {what} needs {least} with mixed answers")
+    total = len(questions) * settings.samples
+    with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
+        responses = answered(settings, loaded, questions, settings.samples, advance)
+    return verify_responses(responses, questions, lenient(verifier) if settings.strictness == "lenient" else verifier)

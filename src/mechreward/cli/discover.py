@@ -1,0 +1,170 @@
+"""`mechreward discover`: which features go with right answers to the same question?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mechreward.cli.asking import answers
+from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError
+from mechreward.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from mechreward.cli.discover_settings import DiscoverSettings
+    from mechreward.features import ContrastTable, HeldOutScores
+    from mechreward.gates.equivalents import Equivalent
+    from mechreward.models import LoadedModel
+    from mechreward.rollout import Response
+    from mechreward.sae import SAE
+
+SHOWN = 10
+"""Rows of the table that are printed."""
+
+
+def discover(arguments: list[str], prog: str) -> int:
+    """Reads verified responses, ranks all features and writes table, pack and comparison; 1 if no feature passes."""
+    quiet()
+    from mechreward.cli.discover_settings import DiscoverSettings
+    from mechreward.features import save_contrast
+    from mechreward.features.aggregation import build_aggregation
+    from mechreward.gates.equivalents import compare_equivalents
+    from mechreward.models import load_model
+    from mechreward.tiny import model_path
+
+    settings = parse_settings(DiscoverSettings, arguments, prog)
+    build_aggregation(settings.pooling)
+    if (settings.questions is None) == (settings.responses is None):
+        raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
+    make_folder(settings.out)
+    loaded = load_model(
+        model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
+    )
+    sae = _sae(settings, loaded)
+    responses = answers(settings, loaded, least=2, what="a contrast")
+    table, held_out = _explore(settings, loaded, sae, responses)
+    rows = compare_equivalents(held_out, seed=settings.seed)
+    save_contrast(table, settings.out / "features.parquet")
+    _show(table)
+    _show_equivalents(rows, held_out)
+    write_json(
+        settings.out / "discovery.json",
+        {
+            "method": table.method,
+            "n_questions": table.n_questions,
+            "n_mixed": table.n_mixed,
+            "n_responses": table.n_responses,
+            "chance_effect": table.chance_effect if settings.permutations else None,
+            "held_out": [row.to_dict() for row in rows],
+            "held_out_without_features": held_out.n_empty,
+            "settings": settings.model_dump(mode="json"),
+        },
+    )
+    passed = _save_pack(settings, loaded, sae, table)
+    for name in ("features.parquet", "discovery.json", *(("pack.json",) if passed else ())):
+        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+    return 0 if passed else 1
+
+
+def _sae(settings: DiscoverSettings, loaded: LoadedModel) -> SAE:
+    from mechreward.models import check_layer, d_model
+    from mechreward.sae import load_sae
+    from mechreward.tiny import SAE_FOLDER
+
+    if settings.sae is None and settings.model != "tiny":
+        raise InputError("sae: is needed and was not given; name a folder or file, or a SAE Lens release")
+    source = SAE_FOLDER if settings.sae is None else settings.sae
+    sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer)
+    check_layer(loaded.model, sae.layer)
+    if sae.d_model != d_model(loaded.model):
+        width = d_model(loaded.model)
+        raise InputError(f"sae: {source} reads residuals of width {sae.d_model}, but {settings.model} has {width}")
+    return sae
+
+
+def _explore(
+    settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, responses: list[Response]
+) -> tuple[ContrastTable, HeldOutScores]:
+    from mechreward.features import Search, explore
+
+    search = Search(
+        method=settings.method,
+        pooling=settings.pooling,
+        min_support=settings.min_support,
+        min_each=settings.min_each,
+        halves=settings.halves,
+        permutations=settings.permutations,
+        seed=settings.seed,
+    )
+    title = f"{settings.method}: {sae.d_sae} features, {len(responses)} responses"
+    with RichProgress().stage(title, len(responses)) as advance:
+        return explore(
+            loaded,
+            sae,
+            responses,
+            search,
+            n_features=settings.n_features,
+            q_max=settings.q_max,
+            min_stability=settings.min_stability,
+            batch_size=settings.read_batch_size,
+            on_batch=advance,
+        )
+
+
+def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table: ContrastTable) -> bool:
+    """Writes the pack; False, with the reason on the terminal, if no feature passes the selection."""
+    from mechreward.features import NoFeatures, build_pack, save_pack
+    from mechreward.features.prompts import pack_prompt
+
+    source = settings.questions or str(settings.responses)
+    # How the answers of a file were asked for is not known.
+    asked = settings.questions is not None
+    prompt = pack_prompt(settings.prompt_format, settings.chat, loaded.tokenizer) if asked else None
+    try:
+        pack = build_pack(
+            table,
+            sae,
+            name=f"{Path(settings.model).name}/{Path(source).name.replace(':', '-')}",
+            model_name=settings.model,
+            n_features=settings.n_features,
+            q_max=settings.q_max,
+            min_stability=settings.min_stability,
+            pooling=settings.pooling,
+            prompt=prompt,
+            provenance={"questions": source, "method": table.method, "seed": settings.seed},
+        )
+    except NoFeatures as nothing:
+        (settings.out / "pack.json").unlink(missing_ok=True)
+        console.print(f"no pack: {nothing}", soft_wrap=True)
+        return False
+    save_pack(pack, settings.out / "pack.json")
+    return True
+
+
+def _show(table: ContrastTable) -> None:
+    console.print(
+        f"{table.n_responses} answers to {table.n_mixed} questions with right and wrong ones (of {table.n_questions})",
+        soft_wrap=True,
+    )
+    columns = ("effect", "q_value", "auroc", "rank_q_value", "family_p_value", "stability", "support")
+    shown = Table("feature", *(name.removesuffix("_value").replace("_", " ") for name in columns), box=None)
+    for row in table.frame.head(SHOWN).to_dict("records"):
+        shown.add_row(str(row["id"]), *(f"{row[name]:.3g}" for name in columns))
+    console.print(shown)
+
+
+def _show_equivalents(rows: tuple[Equivalent, ...], held_out: HeldOutScores) -> None:
+    table = Table("on questions not seen", "AUROC within questions", "lead of the features", box=None)
+    for row in rows:
+        table.add_row(row.name, *("" if i is None else _cell(**asdict(i)) for i in (row.within, row.lead)))
+    console.print(table)
+    if held_out.n_empty:
+        console.print(f"no feature passed for {held_out.n_empty} of these answers; they count as ties", soft_wrap=True)
+
+
+def _cell(value: float, low: float, high: float, error: float) -> str:  # noqa: ARG001
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"

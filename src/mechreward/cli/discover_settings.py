@@ -1,0 +1,57 @@
+"""What `mechreward discover` is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mechreward.cli.sae_settings import AskSettings
+from mechreward.settings import Count, Whole
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+class DiscoverSettings(AskSettings):
+    """Finds the SAE features that go with right answers to the same question, and makes a pack of them."""
+
+    sae: str | None = None
+    """A folder or file on disk, or a SAE Lens release; of the model `tiny` the bundled one if left out."""
+    sae_id: str | None = None
+    """Which SAE of a release."""
+    layer: Whole | None = None
+    """Block that the SAE reads (0-based), where its file does not say so."""
+    responses: Path | None = None
+    """Verified responses to read instead of sampling: a run's `responses/known.parquet`."""
+    method: Literal["contrast", "probe"] = "contrast"
+    """`contrast` looks at one feature at a time, `probe` fits all together with an L1 penalty."""
+    pooling: str = "mean"
+    """How a feature's tokens become one number: `mean`, `max`, `last`, `last_16`, `weighted_mean`, or `step_end:`
+    and the text that ends a step."""
+    limit: Count = 200
+    """Use the first so many questions."""
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Responses sampled for each question."""
+    verifier: str = "gsm8k_exact_match"
+    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
+    n_features: Count = 20
+    """Features in the pack, at most."""
+    q_max: Unit = 0.05
+    """Largest q value (Benjamini-Hochberg) of a feature in the pack."""
+    min_stability: Unit = 0.8
+    """Least share of half-samples of questions that find a feature of the pack."""
+    min_support: Unit = 0.05
+    """Least share of answers in which a feature must fire to be tested."""
+    min_each: Whole = 0
+    """Least number of right and also of wrong answers in which it must fire."""
+    permutations: Whole = 200
+    """Label shuffles for the family-wise p; 0 leaves them out."""
+    halves: Annotated[int, Field(ge=2, multiple_of=2)] = 50
+    """Half-samples of questions."""
+    read_batch_size: Count = 32
+    """Responses read at a time."""
+    out: Path = Path("runs/discover")
+    """Folder for features.parquet, pack.json and discovery.json."""

@@ -1,0 +1,105 @@
+"""`mechreward discover` as a user meets it: files, exit codes, bad input in one sentence."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mechreward.cli import main
+from mechreward.features import discover, load_contrast, load_pack
+from mechreward.models import load_model
+from mechreward.rollout import Response, save_responses
+from mechreward.sae import SAE, SAEMeta, load_sae, save_sae
+from mechreward.tiny import MODEL, SAE_FOLDER
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["discover", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def responses() -> list[Response]:
+    """Made-up answers of the bundled model; a right one ends in another token than a wrong one."""
+    rng, rows = random.Random(0), []
+    for question in range(20):
+        prompt = tuple(rng.randrange(30, 90) for _ in range(5))
+        for sample in range(6):
+            right = sample % 2 == 0
+            ids = (*(rng.randrange(30, 90) for _ in range(4)), 7 if right else 20)
+            rows.append(Response(f"q{question}", sample, prompt, ids, "", (-1.0,) * 5, "eos", correct=right))
+    return rows
+
+
+def test_table_pack_and_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_responses(tmp_path / "r.parquet", responses())
+    out = tmp_path / "run"
+    code, text, error = run(
+        capsys, "--responses", tmp_path / "r.parquet", "--pooling", "last", "--n-features", 5, "--out", out,
+        "--permutations", 19,
+    )  # fmt: skip
+    assert code == 0, error
+    assert "120 answers to 20 questions" in text and "logistic probe" in text and "pack.json" in text
+    table, pack = load_contrast(out / "features.parquet"), load_pack(out / "pack.json")
+    alone = discover(load_model(str(MODEL)), load_sae(SAE_FOLDER), responses(), pooling="last", permutations=19)
+    pd.testing.assert_frame_equal(table.frame, alone.frame, check_flags=False)
+    assert pack.feature_ids() == table.frame["id"][:5].tolist() and pack.pooling == "last" and pack.prompt is None
+    record = json.loads((out / "discovery.json").read_text())
+    assert [row["name"] for row in record["held_out"]] == ["SAE features", "difference of means", "logistic probe"]
+    assert record["held_out"][0]["within"]["value"] > 0.9 and record["held_out"][0]["lead"] is None
+    assert record["chance_effect"] == table.chance_effect and record["n_mixed"] == 20
+
+
+def test_probe_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_responses(tmp_path / "r.parquet", responses())
+    arguments = ("--responses", tmp_path / "r.parquet", "--pooling", "last", "--method", "probe", "--out", tmp_path)
+    code, _, _ = run(capsys, *arguments, "--min-stability", "0.1", "--halves", 4, "--permutations", 0)
+    assert code == 0
+    table = load_contrast(tmp_path / "features.parquet")
+    assert table.method == "probe" and 0 < (table.frame["effect"] != 0).sum() < 60
+    assert json.loads((tmp_path / "discovery.json").read_text())["chance_effect"] is None
+    assert load_pack(tmp_path / "pack.json").provenance["method"] == "probe"
+
+
+def test_no_feature_passes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_responses(tmp_path / "r.parquet", responses())
+    (tmp_path / "pack.json").write_text("of an earlier run")
+    code, text, _ = run(capsys, "--responses", tmp_path / "r.parquet", "--q-max", 0, "--out", tmp_path)
+    assert code == 1
+    assert "no pack: features: no feature passes q <= 0" in text and "they count as ties" in text
+    assert (tmp_path / "features.parquet").exists() and not (tmp_path / "pack.json").exists()
+
+
+def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_responses(tmp_path / "r.parquet", responses())
+    save_responses(tmp_path / "right.parquet", [replace(r, correct=True) for r in responses()])
+    save_responses(tmp_path / "raw.parquet", [replace(r, correct=None) for r in responses()])
+    meta = SAEMeta("other", "", 1, "other", "model.layers.1")
+    other = SAE("relu", torch.ones(7, 3), torch.zeros(3), torch.ones(3, 7), torch.zeros(7), meta)
+    save_sae(other, tmp_path / "sae")
+    given = ("--responses", tmp_path / "r.parquet")
+    for arguments, sentence in [
+        ((), "questions: give either --questions, to be answered, or --responses"),
+        ((*given, "--questions", "tiny:easy"), "questions: give either"),
+        (("--responses", "none.parquet"), "responses: there is no file none.parquet"),
+        (("--responses", tmp_path / "right.parquet"), "correct: all 120 answers are right"),
+        (("--responses", tmp_path / "raw.parquet"), "correct: it is None in an answer to question q0"),
+        ((*given, "--pooling", "median"), "aggregation: 'median' is not one of"),
+        ((*given, "--halves", "3"), "halves: 3 is not allowed"),
+        ((*given, "--min-support", "2"), "min_support: 2.0 is not allowed"),
+        ((*given, "--sae", tmp_path / "sae"), "reads residuals of width 7, but tiny has 128"),
+        ((*given, "--sae", "./nowhere"), "sae: there is no file or folder ./nowhere"),
+        ((*given, "--model", MODEL), "sae: is needed and was not given"),
+        (("--questions", "tiny:easy", "--limit", "1"), "questions: 1 are too few; a contrast needs 2"),
+    ]:
+        code, _, error = run(capsys, *arguments, "--out", tmp_path / "run")
+        assert code == 2, arguments
+        assert sentence in error and error.startswith("error ") and len(error.strip().splitlines()) == 1
+        assert not list((tmp_path / "run").glob("*")) if (tmp_path / "run").exists() else True
