@@ -7,7 +7,7 @@ kept, and every one is said: no answer is not the same as no label. Nothing but 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -57,7 +57,7 @@ class NeuronpediaClient:
     """
 
     def __init__(
-        self, base_url: str = BASE_URL, api_key: str | None = None, timeout: float = 30, cache_enabled: bool = True
+        self, base_url: str = BASE_URL, api_key: str | None = None, timeout: float = 30.0, cache_enabled: bool = True
     ) -> None:
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise InputError(f"base_url: {base_url!r} is not an address of http or https")
@@ -73,7 +73,7 @@ class NeuronpediaClient:
             InputError: if Neuronpedia cannot be reached, refuses, has no such feature or answers something else.
         """
         parts = "/".join(quote(str(part), safe="") for part in (model_id, sae_id, feature_index))
-        return _feature(self._ask(f"{self.base_url}/feature/{parts}"))
+        return self._ask(f"{self.base_url}/feature/{parts}", None, _feature)
 
     def search(self, model_id: str, query: str, top_k: int = 10) -> list[NeuronpediaFeature]:
         """The first `top_k` features of a model whose explanations match the query; an empty list is an answer.
@@ -83,21 +83,22 @@ class NeuronpediaClient:
         """
         if top_k < 1:
             raise InputError(f"top_k: {top_k} is not allowed; it must be at least 1")
-        answer = self._ask(f"{self.base_url}/explanation/search", {"modelId": model_id, "query": query})
-        if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
-            raise InputError(f"neuronpedia: {self.base_url} answered a search without a list of results")
-        return [_feature(_of_result(result)) for result in answer["results"][:top_k]]
+        body = {"modelId": model_id, "query": query}
+        found: list[NeuronpediaFeature] = self._ask(f"{self.base_url}/explanation/search", body, _features)
+        return found[:top_k]
 
-    def _ask(self, url: str, body: dict[str, Any] | None = None) -> Any:
+    def _ask(self, url: str, body: dict[str, Any] | None, parse: Callable[[Any], Any]) -> Any:
+        """The parsed answer, kept once it could be parsed."""
         data = None if body is None else json.dumps(body, sort_keys=True).encode()
         if not self.cache_enabled:
-            return self._fetch(url, data)
+            return parse(self._fetch(url, data))
         path = cache_dir() / "neuronpedia" / f"{sha256_bytes(url.encode(), b' ', data or b'')}.json"
         if path.is_file():
-            return read_json(path)
+            return parse(read_json(path))
         answer = self._fetch(url, data)
+        parsed = parse(answer)
         write_json(path, answer)
-        return answer
+        return parsed
 
     def _fetch(self, url: str, data: bytes | None) -> Any:
         headers = {"Accept": "application/json", "User-Agent": "mechreward", "Content-Type": "application/json"}
@@ -128,6 +129,12 @@ def _feature(answer: Any) -> NeuronpediaFeature:
         return NeuronpediaFeature(*names, int(answer["index"]), description, answer)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("neuronpedia: the answer is no feature; modelId, layer and index are needed") from error
+
+
+def _features(answer: Any) -> list[NeuronpediaFeature]:
+    if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
+        raise InputError("neuronpedia: a search was answered without a list of results")
+    return [_feature(_of_result(result)) for result in answer["results"]]
 
 
 def _of_result(result: Any) -> Any:
