@@ -126,6 +126,7 @@ def test_a_pooling_is_kept_with_its_parameters(tmp_path: Path) -> None:
 
 
 BAD = [
+    ({"release": "r"}, "^release: extra inputs are not permitted"),
     ({"surprise": 1}, "surprise: extra inputs are not permitted"),
     ({"features": []}, "features: list should have at least 1 item"),
     ({"features": [{"id": 8, "weight": 1.0, "scale": 1.0}]}, "feature id 8 must be less than sae.d_sae = 8"),
