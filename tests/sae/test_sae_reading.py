@@ -233,6 +233,17 @@ def test_the_margin_of_half_precision_holds(powers: tuple[int, int, int], scale:
     assert torch.equal(part.pre(torch.tensor([7])), screen.pre(torch.tensor([7]))[:, [5, 2]])
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_values_that_rounding_could_take_for_zero(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+    # Beside 1,000 a millionth is far within the margin; the exact product still says that it is above zero.
+    sae = SAE("topk", torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8), META, k=8)
+    monkeypatch.setattr(reading, "half_pays", lambda _: half)
+    h = torch.zeros(1, 8)
+    h[0, :3] = torch.tensor([1e3, 1e-6, -1e-6])
+    assert sae.read(h, [1, 2, 3, 0]).tolist() == [[h[0, 1].item(), 0.0, 0.0, 1e3]]
+    assert torch.equal(sae.encode(h)[:, [1, 2, 3, 0]] > 0, torch.tensor([[True, False, False, True]]))
+
+
 def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, h = few_fire_often(140)
     monkeypatch.setattr(sae_module, "BLOCK_TOKENS", 7)
