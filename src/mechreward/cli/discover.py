@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Rows of the table that are printed."""
+OTHERS = ("attribution", "reasonscore")
+"""Methods that rank features by something else than right against wrong, and are not compared with dense readings."""
+COLUMNS = ("effect", "q_value", "auroc", "rank_q_value", "family_p_value", "entropy", "stability", "support")
+"""Columns that are printed, where the method has them."""
 
 
 def discover(arguments: list[str], prog: str) -> int:
@@ -46,11 +51,17 @@ def discover(arguments: list[str], prog: str) -> int:
     )
     sae = _sae(settings, loaded)
     responses = answers(settings, loaded, least=2, what="a contrast")
-    table, held_out = _explore(settings, loaded, sae, responses)
-    rows = compare_equivalents(held_out, seed=settings.seed)
+    held_out: HeldOutScores | None = None
+    rows: tuple[Equivalent, ...] = ()
+    if settings.method in OTHERS:
+        table = _other(settings, loaded, sae, responses)
+    else:
+        table, held_out = _explore(settings, loaded, sae, responses)
+        rows = compare_equivalents(held_out, seed=settings.seed)
     save_contrast(table, settings.out / "features.parquet")
     _show(table)
-    _show_equivalents(rows, held_out)
+    if held_out is not None:
+        _show_equivalents(rows, held_out)
     write_json(
         settings.out / "discovery.json",
         {
@@ -58,9 +69,9 @@ def discover(arguments: list[str], prog: str) -> int:
             "n_questions": table.n_questions,
             "n_mixed": table.n_mixed,
             "n_responses": table.n_responses,
-            "chance_effect": table.chance_effect if settings.permutations else None,
+            "chance_effect": None if isnan(table.chance_effect) else table.chance_effect,
             "held_out": [row.to_dict() for row in rows],
-            "held_out_without_features": held_out.n_empty,
+            "held_out_without_features": 0 if held_out is None else held_out.n_empty,
             "settings": settings.model_dump(mode="json"),
         },
     )
@@ -115,6 +126,25 @@ def _explore(
         )
 
 
+def _other(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, responses: list[Response]) -> ContrastTable:
+    from mechreward.features.attribution_table import attribution_table
+    from mechreward.features.reasonscore_table import reasonscore_table
+    from mechreward.features.targets import answer_target
+
+    title = f"{settings.method}: {sae.d_sae} features, {len(responses)} responses"
+    with RichProgress().stage(title, len(responses)) as advance:
+        if settings.method == "reasonscore":
+            return reasonscore_table(
+                loaded, sae, responses, min_support=settings.min_support, halves=settings.halves, seed=settings.seed,
+                batch_size=settings.read_batch_size, on_batch=advance,
+            )  # fmt: skip
+        targets = [answer_target(loaded.tokenizer, response) if response.correct else None for response in responses]
+        return attribution_table(
+            loaded, sae, responses, targets, min_support=settings.min_support, halves=settings.halves,
+            seed=settings.seed, batch_size=settings.read_batch_size, on_batch=advance,
+        )  # fmt: skip
+
+
 def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table: ContrastTable) -> bool:
     """Writes the pack; False, with the reason on the terminal, if no feature passes the selection."""
     from mechreward.features import NoFeatures, build_pack, save_pack
@@ -146,11 +176,12 @@ def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table:
 
 
 def _show(table: ContrastTable) -> None:
+    of_what = {"attribution": "whose answer is found", "reasonscore": "with tokens near and far from reasoning words"}
+    kind = of_what.get(table.method, "with right and wrong ones")
     console.print(
-        f"{table.n_responses} answers to {table.n_mixed} questions with right and wrong ones (of {table.n_questions})",
-        soft_wrap=True,
+        f"{table.n_responses} answers to {table.n_mixed} questions {kind} (of {table.n_questions})", soft_wrap=True
     )
-    columns = ("effect", "q_value", "auroc", "rank_q_value", "family_p_value", "stability", "support")
+    columns = [name for name in COLUMNS if name in table.frame]
     shown = Table("feature", *(name.removesuffix("_value").replace("_", " ") for name in columns), box=None)
     for row in table.frame.head(SHOWN).to_dict("records"):
         shown.add_row(str(row["id"]), *(f"{row[name]:.3g}" for name in columns))
