@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
@@ -29,6 +29,7 @@ class ExaminerError(Exception):
     """No usable answer this time: down, slow, or rubbish."""
 
 
+@runtime_checkable
 class Examiner(Protocol):
     """A model that answers a text with a text."""
 

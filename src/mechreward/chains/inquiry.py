@@ -131,7 +131,7 @@ def with_expansion(
     added = list(tokenizer(f"\n{expansion}\n", add_special_tokens=False)["input_ids"])
     ids = (*response.completion_ids[: step.token_end], *added)
     logprobs = (*response.logprobs[: step.token_end], *[nan] * len(added))
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     expanded = replace(response, completion_ids=ids, logprobs=logprobs, text=text, finish="length", correct=None)
     return expanded, len(ids)
 

@@ -159,7 +159,8 @@ def label_by_solution(steps: Sequence[str], solution: str) -> list[bool | None]:
     """Compares a chain with a worked solution, step by step.
 
     A step is right if each of its equations occurs in the solution after those found before: the same value and, where
-    both name them, from the same numbers. It is None where it works nothing out.
+    it names them, from the same numbers. Only for a solution of bare values is the value enough. A step that works
+    nothing out is None.
 
     Args:
         steps: texts of the chain's steps.
@@ -173,20 +174,20 @@ def label_by_solution(steps: Sequence[str], solution: str) -> list[bool | None]:
     left = [equation for step in split_steps(solution) for equation in equations(step)]
     if not left:
         raise InputError(f"solution: {solution[:40]!r} has no number to compare with; give a worked solution")
+    bare = not any(equation.numbers for equation in left)
     labels: list[bool | None] = []
     for step in steps:
         verdicts = []
         for equation in equations(step):
-            place = next((i for i, known in enumerate(left) if _agree(equation, known)), None)
+            place = next((i for i, known in enumerate(left) if _agree(equation, known, bare)), None)
             verdicts.append(place is not None)
             left = left if place is None else left[place + 1 :]
         labels.append(all(verdicts) if verdicts else None)
     return labels
 
 
-def _agree(one: Equation, other: Equation) -> bool:
-    same_numbers = one.numbers == other.numbers or not one.numbers or not other.numbers
-    return one.value == other.value and same_numbers
+def _agree(written: Equation, known: Equation, bare: bool) -> bool:
+    return written.value == known.value and (bare or not written.numbers or written.numbers == known.numbers)
 
 
 def first_wrong(labels: Sequence[bool | None]) -> int | None:
