@@ -3,8 +3,8 @@
 For each seed: eight answers each to easy problems, features by `contrast` pooled over all tokens and at step ends; and,
 on fresh problems, which features tell the strategy (`mechreward.tiny.truth`). Precision is the share of the first ten
 features that do, recall the share of min(10, features that do) among them. Also the AUROC within questions of the ten
-as a pack, cross-fitted, and beside it the dense readings; and how many of the ten features that tell the day's coin best
-token by token are among the ten found.
+as a pack, cross-fitted, and beside it the dense readings; and how many of the ten features that tell the day's coin
+best token by token are among the ten found.
 
     python experiments/tiny_discovery.py --json runs/tiny_discovery.json
 """
