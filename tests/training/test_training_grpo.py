@@ -260,6 +260,19 @@ def test_weight_zero_only_watches(tmp_path, model, sae, char_tokenizer, make, sc
     assert trainer._metrics["train"]["rewards/feature_reward/std"][-1] > 0
 
 
+def test_evaluation_has_groups_of_its_own_size(tmp_path, model, sae, char_tokenizer, make) -> None:
+    rewards, config = [FeatureReward(WEIGHTS, sae), even_tokens], {"num_generations_eval": 2}
+    trainer = make(tmp_path, model, rewards, char_tokenizer, config=config, dense=DenseConfig(credit="trajectory"))
+    trainer.model.eval()
+    batch = [{"prompt": prompt, "question_id": prompt} for prompt in PROMPTS for _ in range(2)]
+    out = trainer._generate_and_score_completions(batch)
+    outcome_B = torch.tensor(list(trainer._logs["advantages"])[-8:])
+    first_B = out["advantages"][:, 0] - outcome_B
+    pairs = first_B.view(4, 2).sum(dim=1)  # centred within its group of two, each pair sums to 0
+    assert pairs.abs().max() < 1e-5 < 1e-3 < first_B.abs().max()
+    assert "MechRewardDense" not in trainer.state.stateful_callbacks, "evaluation leaves the carried RMS alone"
+
+
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
