@@ -241,6 +241,7 @@ def test_values_that_rounding_could_take_for_zero(monkeypatch: pytest.MonkeyPatc
     h = torch.zeros(1, 8)
     h[0, :3] = torch.tensor([1e3, 1e-6, -1e-6])
     assert sae.read(h, [1, 2, 3, 0]).tolist() == [[h[0, 1].item(), 0.0, 0.0, 1e3]]
+    assert sae.read(h, [1, 2]).tolist() == [[h[0, 1].item(), 0.0]]
     assert torch.equal(sae.encode(h)[:, [1, 2, 3, 0]] > 0, torch.tensor([[True, False, False, True]]))
 
 
