@@ -278,6 +278,16 @@ def test_only_a_passed_gate_of_our_own_is_no_warning(tiny_llama, char_tokenizer,
     assert [message.count("reported by its authors, not reproduced") for message in caplog.messages] == [1]
 
 
+def test_a_pack_without_a_weights_hash_takes_on_the_saes() -> None:
+    """So that what is gated and trained with is tied to these weights."""
+    sae = random_sae(32, 64)
+    ref, features = sae_ref(sae), [PackFeature(id=3, weight=1.0, scale=1.0)]
+    known = FeaturePack(name="p", model_name="", sae=ref, features=features)
+    unknown = known.model_copy(update={"sae": ref.model_copy(update={"weights_hash": None})})
+    assert unknown.spec_hash != known.spec_hash
+    assert FeatureReward(unknown, sae).spec_hash == FeatureReward(known, sae).spec_hash == known.spec_hash
+
+
 def test_prompts_of_another_form_are_named_when_called(tiny_llama, char_tokenizer, caplog) -> None:
     sae = random_sae(32, 64)
     features, prompt = [PackFeature(id=3, weight=1.0, scale=1.0)], PackPrompt(format="Q: {question}")
