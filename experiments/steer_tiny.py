@@ -209,7 +209,7 @@ def line(row: dict[str, Any]) -> str:
     if "interval" in row:
         change = [number(row["difference"], *row["interval"]), f"{row['mcnemar_p']:.2g}"]
     cells = [row["arm"], row["mode"], f"{row['strength']:g}", number(row["accuracy"], row["low"], row["high"]), *later]
-    return " | ".join(["|", *cells, f"{row['follows_a_strategy']:.3f}", f"{row['nll']:.3f}", *change, "|"])[2:-2] + " |"
+    return " | ".join(["|", *cells, f"{row['follows_a_strategy']:.3f}", f"{row['nll']:.3f}", *change, "|"])[2:-2]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 
+Number = float | int
 Size = Callable[[int], float]
 """From a feature to the size of one unit of it, in the SAE's own units."""
 OPERATORS: dict[str, Callable[[Tensor, Any], Tensor]] = {
@@ -185,7 +186,7 @@ def _checked(value: object) -> Condition:
     return value
 
 
-def comparison(feature: int, op: str, other: float | int) -> Comparison:
+def comparison(feature: int, op: str, other: Number) -> Comparison:
     """`feature op other`, in the SAE's own units.
 
     Raises:

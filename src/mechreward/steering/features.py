@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechreward.errors import InputError
-from mechreward.steering.conditions import Comparison, Scaled, comparison
+from mechreward.steering.conditions import Comparison, Number, Scaled, comparison
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,16 @@ class Feature:
     id: int
     label: str = ""
 
-    def __gt__(self, other: float | Feature) -> Comparison:
+    def __gt__(self, other: Number | Feature) -> Comparison:
         return _compare(self, ">", other)
 
-    def __ge__(self, other: float | Feature) -> Comparison:
+    def __ge__(self, other: Number | Feature) -> Comparison:
         return _compare(self, ">=", other)
 
-    def __lt__(self, other: float | Feature) -> Comparison:
+    def __lt__(self, other: Number | Feature) -> Comparison:
         return _compare(self, "<", other)
 
-    def __le__(self, other: float | Feature) -> Comparison:
+    def __le__(self, other: Number | Feature) -> Comparison:
         return _compare(self, "<=", other)
 
 
@@ -72,6 +72,8 @@ class FeatureGroup(Sequence[Feature]):
 
 Named = int | Feature | Sequence[int] | Sequence[Feature] | FeatureGroup
 """Every way to name one feature or several."""
+Strength = Named | Mapping[int, Number] | Mapping[Feature, Number]
+"""Features with one value for all, or a mapping from features to values."""
 
 
 def feature_ids(named: Named, d_sae: int) -> list[int]:
@@ -90,9 +92,7 @@ def feature_ids(named: Named, d_sae: int) -> list[int]:
     return ids
 
 
-def strengths(
-    named: Named | Mapping[int, float] | Mapping[Feature, float], value: float | None, d_sae: int
-) -> dict[int, float]:
+def strengths(named: Strength, value: Number | None, d_sae: int) -> dict[int, float]:
     """Strength by feature id, from a mapping or from features and one value for all.
 
     Raises:
@@ -117,7 +117,7 @@ def strengths(
     return found
 
 
-def _compare(left: Feature, op: str, right: float | Feature) -> Comparison:
+def _compare(left: Feature, op: str, right: Number | Feature) -> Comparison:
     if isinstance(right, Feature):
         return Comparison(Scaled(left.id), op, Scaled(right.id))
     return comparison(left.id, op, right)

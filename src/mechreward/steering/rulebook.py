@@ -13,14 +13,13 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.sae import SAE
-from mechreward.steering.conditions import Condition
+from mechreward.steering.conditions import Condition, Number
 from mechreward.steering.edits import Edit, Mode, Rule, check_known, check_pins, make_edits, rule_from_json
-from mechreward.steering.features import Feature, Named, feature_ids, strengths
+from mechreward.steering.features import Named, Strength, feature_ids, strengths
 from mechreward.steering.scales import Scales
 
 Where = Literal["all", "completion"]
 Unit = Literal["p99", "raw"]
-Strength = Named | Mapping[int, float] | Mapping[Feature, float]
 
 
 class Rulebook:
@@ -44,7 +43,7 @@ class Rulebook:
         self.norm_limit = None if scales is None else scales.norm_limit
         self.rules: list[Rule] = []
 
-    def set(self, features: Strength, value: float | None = None, mode: Mode = "nudge", unit: Unit = "p99") -> None:
+    def set(self, features: Strength, value: Number | None = None, mode: Mode = "nudge", unit: Unit = "p99") -> None:
         """Edits features everywhere: nudge f' = f + value, pin f' = value, scale f' = value * f.
 
         Args:
@@ -68,7 +67,7 @@ class Rulebook:
         self,
         condition: Condition,
         features: Strength,
-        value: float | None = None,
+        value: Number | None = None,
         mode: Mode = "nudge",
         unit: Unit = "p99",
     ) -> None:
@@ -136,7 +135,7 @@ class Rulebook:
         return {"weights_hash": self.sae.weights_hash, "layer": self.sae.meta.layer}
 
     def _rule(
-        self, features: Strength, value: float | None, mode: Mode, unit: Unit, condition: Condition | None
+        self, features: Strength, value: Number | None, mode: Mode, unit: Unit, condition: Condition | None
     ) -> Rule:
         strength = strengths(features, value, self.sae.d_sae)
         sizes = {} if mode == "scale" else {feature: self._size(feature, unit) for feature in strength}

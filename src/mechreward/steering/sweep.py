@@ -23,7 +23,7 @@ from mechreward.gates import PairedResult, accuracy_interval, paired_test, quest
 from mechreward.models import iter_residuals
 from mechreward.rollout import Response
 from mechreward.steering.edits import Mode
-from mechreward.steering.features import Named
+from mechreward.steering.features import Strength
 from mechreward.steering.features import strengths as strengths_of
 from mechreward.steering.fluency import fluency
 from mechreward.steering.program import Control, compile_rules
@@ -94,7 +94,7 @@ class Protocol:
 
 def sweep(
     variant: Variant,
-    features: Named | Mapping[int, float],
+    features: Strength,
     strengths: Sequence[float],
     protocol: Protocol,
     *,
