@@ -16,6 +16,7 @@ import mechreward.gates  # noqa: F401
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, PooledBatch, contrast
 from mechreward.gates import Gate1Result, Thresholds, compare, gate1, judge, label_permutation_p, read_scores
+from mechreward.gates.adversarial import Attacks
 from mechreward.models import LoadedModel, ResidualBatch, read_residuals
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response
@@ -23,6 +24,8 @@ from mechreward.sae import SAE, SAEMeta
 
 WIDTH, LAYER = 32, 1
 READING = sys.modules["mechreward.gates.reading"]
+# The package's `gate1` is the function.
+GATE1 = sys.modules["mechreward.gates.gate1"]
 
 
 @dataclass
@@ -88,6 +91,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, columns: dict[int, np.ndarray]) -> No
             yield ResidualBatch(rows, h_BTD, mask_BT)
 
     monkeypatch.setattr(READING, "iter_residuals", fake)
+    # These read the model itself, which knows nothing of the planted states; they have tests of their own.
+    monkeypatch.setattr(GATE1, "_noise", lambda *_: None)
+    monkeypatch.setattr(GATE1, "attack", lambda *_, **__: Attacks(1.0, 0.0, ()))
 
 
 def run(
@@ -110,7 +116,10 @@ def test_a_signal_within_questions_passes(monkeypatch: pytest.MonkeyPatch, loade
     assert result.rows[0].within.value == pytest.approx(0.802, abs=0.03)
     assert result.rows[0].within.low < 0.802 < result.rows[0].within.high
     assert result.p_value == 1 / 301
-    assert "better than mean log-probability, length, bag of words, reward predicted" in result.reason
+    assert (
+        "better than mean log-probability, least log-probability, length, format flag, bag of words, reward pre"
+        in result.reason
+    )
     assert (result.n_questions, result.n_responses, result.questions_needed) == (80, 640, None)
     assert 0.8 * 80 < result.n_mixed <= 80
     assert result.spec_hash == FeatureReward({0: 1.0}, make_sae()).spec_hash
@@ -295,7 +304,11 @@ def test_result_is_json_and_repeats(monkeypatch: pytest.MonkeyPatch, loaded: Loa
     assert first == run(monkeypatch, loaded, world, world.signal_N, seed=5, batch_size=7).to_dict()
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert first["thresholds"]["within_auroc"] == 0.55 and (first["seed"], first["draws"]) == (5, 300)
-    assert [row["name"] for row in first["rows"]][:3] == ["feature reward", "mean log-probability", "length"]
+    assert [row["name"] for row in first["rows"]][:3] == [
+        "feature reward",
+        "mean log-probability",
+        "least log-probability",
+    ]
     other = run(monkeypatch, loaded, world, world.signal_N, seed=6).to_dict()
     assert other["rows"][0]["low"] != first["rows"][0]["low"]
 
@@ -330,7 +343,8 @@ def test_scores_are_the_rewards_own_on_a_real_model(loaded: LoadedModel, aggrega
     unscaled = FeatureReward({5: 1.0, 40: 0.5}, sae).pack
     features = [feature.model_copy(update={"scale": 0.5 + i}) for i, feature in enumerate(unscaled.features)]
     other = FeatureReward(unscaled.model_copy(update={"features": features}), sae, aggregation=aggregation)
-    judged_N, packs_PN = read_scores(reward, [other.pack, reward.pack], world.responses, loaded, batch_size=5)
+    read = read_scores(reward, [other.pack, reward.pack], world.responses, loaded, batch_size=5)
+    judged_N, packs_PN = read.judged_N, read.packs_PN
     prompts = [list(r.prompt_ids) for r in world.responses]
     completions = [list(r.completion_ids) for r in world.responses]
     h_BTD, mask_BT = read_residuals(loaded.model, prompts, completions, LAYER)
@@ -349,7 +363,8 @@ def test_the_gate_pools_as_the_reward_pays(loaded: LoadedModel, aggregation: str
         for r in make_world(4, 4).responses
     ]
     reward = FeatureReward({0: 1.0, 3: -0.5, 9: 2.0}, make_sae(), aggregation=aggregation)
-    judged_N, packs_PN = read_scores(reward, [reward.pack], responses, loaded, batch_size=5)
+    read = read_scores(reward, [reward.pack], responses, loaded, batch_size=5)
+    judged_N, packs_PN = read.judged_N, read.packs_PN
     reward.bind(loaded.model, loaded.tokenizer)
     # The prompts are single characters, which the tokenizer gives back one to one.
     prompts = [loaded.tokenizer.decode(list(response.prompt_ids)) for response in responses]

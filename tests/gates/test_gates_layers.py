@@ -15,6 +15,7 @@ from sklearn.model_selection import GroupKFold
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
+from mechreward.features.crossfit import dense_probe_scores
 from mechreward.gates import Interval, LayerSweep, ProbeScore, ScoreRow, sweep_layers
 from mechreward.gates.layers import (
     MIN_MIXED,
@@ -22,7 +23,6 @@ from mechreward.gates.layers import (
     _ends_step,
     _pooled,
     chosen_apart,
-    cross_fitted,
     pooled_states,
     step_ends,
 )
@@ -74,7 +74,7 @@ def test_auroc_is_that_of_scikit_learn_question_by_question(
     mixed = [r for r in answers if len({s.correct for s in answers if s.question_id == r.question_id}) == 2]
     right = np.array([r.correct for r in mixed], dtype=bool)
     names = np.array([r.question_id for r in mixed])
-    scores = cross_fitted(pooled_states(tiny, mixed, [0])[0, "last"], right, names.tolist(), seed=0)
+    scores = dense_probe_scores(pooled_states(tiny, mixed, [0])[0, "last"], right, names.tolist(), seed=0)
     wins = pairs = 0.0
     for name in set(names):
         own = names == name
@@ -172,7 +172,7 @@ def test_cross_fitted_equals_a_loop_over_folds() -> None:
         mean, spread = centred[train].mean(0), centred[train].std(0)
         probe = LogisticRegression(C=0.05, max_iter=500).fit((centred[train] - mean) / spread, right[train])
         want[test] = (centred[test] - mean) / spread @ probe.coef_[0] + probe.intercept_[0]
-    got = cross_fitted(states, right, names.tolist(), seed=4)
+    got = dense_probe_scores(states, right, names.tolist(), seed=4)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
 
 
@@ -183,7 +183,7 @@ def test_no_question_trains_its_own_probe() -> None:
         rng = np.random.default_rng(seed)
         right = np.tile([True, False], 30)
         names = [f"q{i // 4}" for i in range(60)]
-        scores = cross_fitted(rng.normal(size=(60, 200)).astype(np.float32), right, names, seed=seed)
+        scores = dense_probe_scores(rng.normal(size=(60, 200)).astype(np.float32), right, names, seed=seed)
         values.append(roc_auc_score(right, scores))
     assert 0.4 < np.mean(values) < 0.6
 

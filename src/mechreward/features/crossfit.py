@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
@@ -68,7 +67,10 @@ def dense_probe_scores(
     return cross_fitted(score, questions, seed=seed)
 
 
-def centred(values_NV: NDArray[Any], questions: Sequence[str]) -> Array:
+def centred(values_NV: NDArray[Any], questions: Sequence[str] | NDArray[Any]) -> Array:
     """Each column less its mean over the answers to the same question."""
-    frame = pd.DataFrame(np.asarray(values_NV, dtype=np.float64))
-    return np.asarray(frame - frame.groupby(np.asarray(questions)).transform("mean"))
+    x_NV = np.asarray(values_NV, dtype=np.float64)
+    names, code_N = np.unique(np.asarray(questions), return_inverse=True)
+    sums_QV = np.zeros((len(names), *x_NV.shape[1:]))
+    np.add.at(sums_QV, code_N, x_NV)
+    return np.asarray(x_NV - (sums_QV / np.bincount(code_N)[:, None])[code_N])

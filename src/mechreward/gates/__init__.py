@@ -5,12 +5,21 @@ May be imported by hacking, steering, training, integrations, report, pipeline a
 features and reward.
 """
 
-from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
-from mechreward.gates.evidence import Evidence, compare, judge_scores
+from mechreward.gates.adversarial import Attack, Attacks
+from mechreward.gates.baselines import (
+    bag_of_words,
+    format_flag,
+    length,
+    mean_logprob,
+    min_logprob,
+    reward_from_words,
+)
+from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
+from mechreward.gates.evidence import Correlations, Evidence, compare, judge_scores
 from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
-from mechreward.gates.reading import read_scores
+from mechreward.gates.reading import Readings, read_scores
 from mechreward.gates.reported import read_reported
 from mechreward.gates.statistics import (
     Interval,
@@ -32,6 +41,15 @@ from mechreward.gates.statistics import (
 )
 
 __all__ = [
+    "Attack",
+    "Attacks",
+    "Correlations",
+    "Readings",
+    "format_flag",
+    "min_logprob",
+    "others_mean",
+    "partial_spearman",
+    "plain_correlation",
     "Evidence",
     "Gate1Result",
     "Interval",

@@ -1,6 +1,7 @@
 """Scores that need nothing from inside the model: what a reward must beat before it may claim to read more than text.
 
-Each gives one number a response. Two are fitted, on which tokens a response holds, centred within the question (so that
+Each gives one number a response. Two are log-probabilities (mean, least), one is length, one says whether the response
+has the form of an answer. Two are fitted, on which tokens a response holds, centred within the question (so that
 all there is to learn is how answers *to the same question* differ) and cross-fitted by question (no question's answers
 train their own score). `bag_of_words` predicts which answers are right. `reward_from_words` predicts the reward itself:
 its target has no label noise, so that a reward that merely fires on words is recovered from far fewer answers.
@@ -8,23 +9,24 @@ its target has no label noise, so that a reward that merely fires on words is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from mechreward.errors import InputError
+from mechreward.features.crossfit import FOLDS, Places, centred, cross_fitted
 from mechreward.rollout import Response
 
 Array = NDArray[np.float64]
 MAX_TOKENS = 1000
 """Commonest tokens that the fitted baselines count."""
-FOLDS = 5
+NEAR = 1e-9
+"""Less than any share of right answers but 0."""
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -36,6 +38,21 @@ def mean_logprob(responses: Sequence[Response]) -> Array:
     """
     check_logprobs(responses)
     return np.array([np.mean(response.logprobs) for response in responses])
+
+
+def min_logprob(responses: Sequence[Response]) -> Array:
+    """Log-probability of a response's least likely token: where it was least sure.
+
+    Raises:
+        InputError: as `mean_logprob`.
+    """
+    check_logprobs(responses)
+    return np.array([min(response.logprobs) for response in responses])
+
+
+def format_flag(responses: Sequence[Response]) -> Array:
+    """0, 1 or 2: a point if the verifier found an answer in the response, and one if it ended by itself."""
+    return np.array([float(r.extracted is not None) + float(r.finish == "eos") for r in responses])
 
 
 def check_logprobs(responses: Sequence[Response]) -> None:
@@ -61,20 +78,21 @@ def bag_of_words(responses: Sequence[Response], *, seed: int = 0) -> Array:
     Raises:
         InputError: if fewer than two questions have right and wrong answers.
     """
+    right_N = np.array([response.correct is True for response in responses])
     questions = _questions(responses)
-    right = np.array([response.correct is True for response in responses])
     x_NV = centred(np.log1p(_counts(responses)), questions)
-    share = pd.Series(right.astype(float)).groupby(questions).transform("mean").to_numpy()
-    mixed = np.flatnonzero((share > 0) & (share < 1))
+    share_N = right_N - centred(right_N[:, None], questions)[:, 0]
+    mixed = np.flatnonzero((share_N > NEAR) & (share_N < 1 - NEAR))
     n_mixed = len(set(questions[mixed]))
     if n_mixed < 2:
         raise InputError(f"correct: only {n_mixed} questions have both right and wrong answers, a fit needs at least 2")
-    scores = _fit(x_NV[mixed], right[mixed]).decision_function(x_NV)
-    folds = GroupKFold(min(FOLDS, n_mixed), shuffle=True, random_state=seed)
-    for train, test in folds.split(mixed, groups=questions[mixed]):
-        model = _fit(x_NV[mixed[train]], right[mixed[train]])
-        scores[mixed[test]] = model.decision_function(x_NV[mixed[test]])
-    return np.asarray(scores, dtype=np.float64)
+    scores_N = _fit(x_NV[mixed], right_N[mixed])(x_NV)
+
+    def held_out(train: Places, test: Places) -> Array:
+        return _fit(x_NV[mixed[train]], right_N[mixed[train]])(x_NV[mixed[test]])
+
+    scores_N[mixed] = cross_fitted(held_out, questions[mixed].tolist(), seed=seed)
+    return np.asarray(scores_N, dtype=np.float64)
 
 
 def reward_from_words(responses: Sequence[Response], scores_N: Array, *, seed: int = 0) -> Array:
@@ -93,10 +111,10 @@ def reward_from_words(responses: Sequence[Response], scores_N: Array, *, seed: i
     shares_NV = counts_NV / length(responses)[:, None]
     x_NV = centred(np.hstack([np.log1p(counts_NV), shares_NV]), questions)
     y_N = centred(scores_N[:, None], questions)[:, 0]
-    folds = GroupKFold(min(FOLDS, n_questions), shuffle=True, random_state=seed)
     # One target a penalty, so that a fold's Gram matrix is made once.
     model = Ridge(PENALTIES, solver="cholesky")
     y_NA = np.tile(y_N[:, None], len(PENALTIES))
+    folds = GroupKFold(min(FOLDS, n_questions), shuffle=True, random_state=seed)
     predicted_NA = cross_val_predict(model, x_NV, y_NA, groups=questions, cv=folds)
     errors_A = ((predicted_NA - y_NA) ** 2).sum(0)
     return np.asarray(predicted_NA[:, errors_A.argmin()], dtype=np.float64)
@@ -112,17 +130,10 @@ def _counts(responses: Sequence[Response]) -> Array:
     return np.asarray(counter.fit_transform(responses).toarray(), dtype=np.float64)
 
 
-def centred(values_NV: Array, questions: NDArray[Any]) -> Array:
-    """Each column less its mean over the answers to the same question."""
-    names, code_N = np.unique(questions, return_inverse=True)
-    sums_QV = np.zeros((len(names), values_NV.shape[1]))
-    np.add.at(sums_QV, code_N, values_NV)
-    return np.asarray(values_NV - (sums_QV / np.bincount(code_N)[:, None])[code_N])
-
-
 def _tokens(response: Response) -> tuple[int, ...]:
     return response.completion_ids
 
 
-def _fit(x_NV: Array, right: NDArray[np.bool_]) -> LogisticRegression:
-    return LogisticRegression(max_iter=300).fit(x_NV, right)
+def _fit(x_NV: Array, right_N: NDArray[np.bool_]) -> Callable[[Array], Array]:
+    fitted: Callable[[Array], Array] = LogisticRegression(max_iter=300).fit(x_NV, right_N).decision_function
+    return fitted

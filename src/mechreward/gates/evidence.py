@@ -8,14 +8,22 @@ verdict depends on is computed in here: the baselines from text and log-probabil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mechreward.errors import InputError
-from mechreward.gates.baselines import bag_of_words, length, mean_logprob, reward_from_words
+from mechreward.gates.baselines import (
+    bag_of_words,
+    format_flag,
+    length,
+    mean_logprob,
+    min_logprob,
+    reward_from_words,
+)
+from mechreward.gates.correlations import PlainCorrelation, others_mean, own_mean, partial_spearman, plain_correlation
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge, too_few
 from mechreward.gates.statistics import (
     Interval,
@@ -41,6 +49,21 @@ class Evidence:
     rows: tuple[ScoreRow, ...]
     p_value: float | None
     """One-sided, labels shuffled within questions."""
+    correlations: Correlations | None = None
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Over all answers, reported and not judged."""
+
+    plain: PlainCorrelation
+    partial: Interval
+    """Spearman's, with `CONTROLS` held fixed; the accuracy of the question is the mean over all its answers."""
+    partial_others: Interval
+    """The same with the mean over the question's other answers."""
+
+
+CONTROLS = ("length", "question mean accuracy", "mean log-probability", "truncation", "format flag")
 
 
 def judge_scores(
@@ -48,6 +71,7 @@ def judge_scores(
     responses: Sequence[Response],
     *,
     random_PN: Array | None = None,
+    reported: Mapping[str, Array] | None = None,
     thresholds: Thresholds | None = None,
     draws: int = 2000,
     seed: int = 0,
@@ -57,6 +81,7 @@ def judge_scores(
     Args:
         judged_N: the score of each response.
         random_PN: scores of random packs of equal firing frequency; None leaves that baseline out.
+        reported: scores that are shown beside the judged one, and that it need not lead.
         draws: bootstrap resamples, and label shuffles.
 
     Raises:
@@ -66,19 +91,45 @@ def judge_scores(
     bars = thresholds or Thresholds()
     if len(judged_N) != len(responses):
         raise InputError(f"scores: {len(judged_N)} for {len(responses)} responses, they must be as many")
+    bad = int((~np.isfinite(judged_N)).sum())
+    if bad:
+        raise InputError(f"scores: {bad} of {len(judged_N)} are NaN or infinite; all must be finite")
     labels, questions = labels_of(responses), questions_of(responses)
     n_questions, n_mixed = len(set(questions)), len(mixed_questions(responses))
     if n_mixed == 0:
         return nothing_mixed(responses, bars)
-    rivals = {"mean log-probability": [mean_logprob(responses)], "length": [length(responses)]}
+    rivals = {
+        "mean log-probability": [mean_logprob(responses)],
+        "least log-probability": [min_logprob(responses)],
+        "length": [length(responses)],
+        "format flag": [format_flag(responses)],
+    }
     if n_mixed >= 2:
         rivals["bag of words"] = [bag_of_words(responses, seed=seed)]
         rivals["reward predicted from words"] = [reward_from_words(responses, judged_N, seed=seed)]
     if random_PN is not None and len(random_PN):
         rivals[RANDOM] = list(random_PN)
-    rows = compare(judged_N, rivals, responses, draws=draws, seed=seed)
+    shown = {name: [scores_N] for name, scores_N in (reported or {}).items()}
+    judged, *others = compare(judged_N, rivals | shown, responses, draws=draws, seed=seed)
+    rows = (judged, *(replace(row, required=row.name in rivals) for row in others))
     p_value = label_permutation_p(judged_N, labels, questions, draws=draws, seed=seed)
-    return Evidence(judge(rows[0], rows[1:], p_value, n_questions, n_mixed, bars), rows, p_value)
+    decided = judge(judged, rows[1:], p_value, n_questions, n_mixed, bars)
+    return Evidence(decided, rows, p_value, correlate(judged_N, responses, draws=draws, seed=seed))
+
+
+def correlate(judged_N: Array, responses: Sequence[Response], *, draws: int, seed: int) -> Correlations:
+    """The plain and the partial correlations of a score with being right."""
+    labels, questions = labels_of(responses), questions_of(responses)
+
+    def partial(accuracy_N: Array) -> Interval:
+        truncated_N = np.array([response.finish == "length" for response in responses])
+        found_N = np.array([response.extracted is not None for response in responses])
+        controls = [length(responses), accuracy_N, mean_logprob(responses), truncated_N, found_N]
+        statistic = partial_spearman(judged_N, labels, controls, questions)
+        return cluster_bootstrap(statistic, len(set(questions)), draws=draws, seed=seed)
+
+    plain = plain_correlation(judged_N, labels)
+    return Correlations(plain, partial(own_mean(labels, questions)), partial(others_mean(labels, questions)))
 
 
 def compare(

@@ -1,10 +1,12 @@
 """Gate 1: does the reward tell right from wrong answers to the same, held-out question, and better than trivia does?
 
 It scores the very `FeatureReward` that would train (`reward.compute` on the teacher-forced residuals) and keeps that
-reward's `spec_hash`. Against it, on the same responses: mean log-probability, length, a cross-fitted bag of words, what
-words explain of the reward itself, and random packs of equal firing frequency. Each baseline is turned round if that
-helps it (a choice made on the very data, which favours the baseline). The questions must not be the ones the features
-were found on: the caller splits them.
+reward's `spec_hash`. It has to lead, on the same responses: length, mean and least log-probability, whether the
+response has the form of an answer, a cross-fitted bag of words, what words explain of the reward itself, and random
+packs of equal firing frequency. Each is turned round if that helps it (a choice made on the very data, which favours
+it). And strings that deserve nothing (`adversarial`) must not be paid like right answers. Rivals from the same states
+(`dense`) and correlations over all answers are reported and decide nothing. The questions must not be the ones the
+features were found on: the caller splits them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from math import isfinite
 from typing import Any
 
 from mechreward.errors import InputError
-from mechreward.features import ContrastTable, PackValidation, random_packs
+from mechreward.features import ContrastTable, FeaturePack, PackValidation, random_packs
 from mechreward.features.pooling import check_responses
+from mechreward.gates.adversarial import Attacks, attack
 from mechreward.gates.baselines import check_logprobs
+from mechreward.gates.dense import dense_rivals, matched_pack, random_weight_sae
 from mechreward.gates.evidence import (
+    Array,
+    Correlations,
     Evidence,
     judge_scores,
     labels_of,
@@ -26,11 +32,12 @@ from mechreward.gates.evidence import (
     nothing_mixed,
     questions_of,
 )
-from mechreward.gates.judgement import ScoreRow, Thresholds, Verdict
-from mechreward.gates.reading import read_scores
+from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, Verdict
+from mechreward.gates.reading import Readings, read_scores
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response
+from mechreward.sae import SAE
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class Gate1Result:
     thresholds: Thresholds
     draws: int
     seed: int
+    correlations: Correlations | None = None
+    """Over all answers: the figures most papers print. Reported."""
+    attacks: Attacks | None = None
+    """What strings that deserve nothing are paid."""
 
     @property
     def passed(self) -> bool:
@@ -74,8 +85,8 @@ class Gate1Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON; None where a number is undefined."""
-        record = asdict(self) | {"rows": self.table()}
-        return {name: _json(value) for name, value in record.items()}
+        record: dict[str, Any] = _json(asdict(self) | {"rows": self.table()})
+        return record
 
 
 def gate1(
@@ -110,29 +121,73 @@ def gate1(
     if not mixed_questions(responses):
         return _result(reward, responses, nothing_mixed(responses, bars), bars, draws, seed)
     randoms = random_packs(reward.pack, table, n_random, seed=seed) if table is not None and n_random else []
-    judged_N, random_PN = read_scores(reward, randoms, responses, loaded, batch_size=batch_size)
-    found = judge_scores(judged_N, responses, random_PN=random_PN, thresholds=bars, draws=draws, seed=seed)
-    return _result(reward, responses, found, bars, draws, seed)
+    noise = _noise(reward, responses, loaded, seed)
+    read = read_scores(reward, randoms, responses, loaded, noise=noise, batch_size=batch_size)
+    found = judge_scores(
+        read.judged_N,
+        responses,
+        random_PN=read.packs_PN,
+        reported=_reported(reward, read, responses, seed),
+        thresholds=bars,
+        draws=draws,
+        seed=seed,
+    )
+    attacks = attack(reward, responses, read.judged_N, loaded, seed=seed)
+    return _result(reward, responses, found, bars, draws, seed, attacks)
+
+
+def _noise(
+    reward: FeatureReward, responses: Sequence[Response], loaded: LoadedModel, seed: int
+) -> tuple[SAE, FeaturePack] | None:
+    sae = random_weight_sae(reward.sae, seed=seed)
+    pack = matched_pack(reward.pack, reward.sae, sae, responses, loaded, seed=seed)
+    return None if pack is None else (sae, pack)
+
+
+def _reported(reward: FeatureReward, read: Readings, responses: Sequence[Response], seed: int) -> dict[str, Array]:
+    found = {}
+    if len(mixed_questions(responses)) >= 2:
+        labels, questions = labels_of(responses), questions_of(responses)
+        found = dense_rivals(reward.pack, reward.sae, read.states_ND, labels, questions, seed=seed)
+    if read.noise_N is not None:
+        found["random-weight SAE"] = read.noise_N
+    return found
 
 
 def _result(
-    reward: FeatureReward, responses: Sequence[Response], found: Evidence, bars: Thresholds, draws: int, seed: int
+    reward: FeatureReward,
+    responses: Sequence[Response],
+    found: Evidence,
+    bars: Thresholds,
+    draws: int,
+    seed: int,
+    attacks: Attacks | None = None,
 ) -> Gate1Result:
+    decided = with_attacks(found.judgement, attacks)
     return Gate1Result(
-        verdict=found.judgement.verdict,
-        reason=found.judgement.reason,
+        verdict=decided.verdict,
+        reason=decided.reason,
         spec_hash=reward.spec_hash,
         rows=found.rows,
         p_value=found.p_value,
         accuracy=float(labels_of(responses).mean()),
-        questions_needed=found.judgement.questions_needed,
+        questions_needed=decided.questions_needed,
         n_questions=len(set(questions_of(responses))),
         n_mixed=len(mixed_questions(responses)),
         n_responses=len(responses),
         thresholds=bars,
         draws=draws,
         seed=seed,
+        correlations=found.correlations,
+        attacks=attacks,
     )
+
+
+def with_attacks(found: Judgement, attacks: Attacks | None) -> Judgement:
+    """A string that deserves nothing and is paid like a right answer settles the matter, enough questions or not."""
+    if attacks is None or not attacks.reason:
+        return found
+    return Judgement("fail", f"{found.reason}; {attacks.reason}" if found.verdict == "fail" else attacks.reason)
 
 
 def _row_dict(row: ScoreRow) -> dict[str, Any]:
@@ -148,9 +203,14 @@ def _row_dict(row: ScoreRow) -> dict[str, Any]:
         "difference": lead.value if lead else None,
         "difference_low": lead.low if lead else None,
         "difference_high": lead.high if lead else None,
+        "required": row.required,
     }
     return {name: _json(value) for name, value in record.items()}
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

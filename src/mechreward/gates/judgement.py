@@ -46,6 +46,8 @@ class ScoreRow:
     auroc: Interval
     within: Interval
     difference: Interval | None = None
+    required: bool = True
+    """Whether the judged reward has to lead it to pass; else it is reported only."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def judge(
     judged: ScoreRow, baselines: Sequence[ScoreRow], p_value: float, n_questions: int, n_mixed: int, bars: Thresholds
 ) -> Judgement:
     """Fail if anything is settled against the reward, pass if nothing is open, else inconclusive."""
+    baselines = [row for row in baselines if row.required]
     if n_mixed < bars.min_mixed:
         return Judgement("inconclusive", too_few(n_questions, n_mixed, bars))
     against = _against(judged, baselines, p_value, bars)

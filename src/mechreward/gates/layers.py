@@ -23,16 +23,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechreward.errors import InputError
+from mechreward.features.crossfit import dense_probe_scores
 from mechreward.features.pooling import check_responses
-from mechreward.gates.baselines import FOLDS, centred, length, mean_logprob
+from mechreward.gates.baselines import length, mean_logprob
 from mechreward.gates.evidence import compare
 from mechreward.gates.judgement import ScoreRow
 from mechreward.gates.statistics import Interval, cluster_bootstrap, question_pairs, ratio, within_question_auroc
@@ -43,8 +41,6 @@ Array = NDArray[np.float64]
 POSITIONS = ("mean", "last", "step end")
 """Where a response's states are read: mean over all its tokens, its last token, mean over tokens that end a sentence or
 a line (its last token where there is none)."""
-PENALTY = 0.05
-"""scikit-learn's C. Strong, because there are often fewer answers than state dimensions."""
 MIN_MIXED = 10
 """Fewest questions with right and wrong answers: two a fold."""
 
@@ -140,7 +136,7 @@ def sweep_layers(
     layers = range(n_blocks(loaded.model)) if layers is None else sorted(set(layers))
     scores, probes = [], []
     for (layer, position), states_ND in pooled_states(loaded, mixed, layers, batch_size=batch_size).items():
-        scores.append(cross_fitted(states_ND, right, questions, seed=seed))
+        scores.append(dense_probe_scores(states_ND, right, questions, seed=seed))
         pairs = question_pairs(scores[-1], right, questions)
         interval = cluster_bootstrap(ratio(pairs.wins_Q, pairs.pairs_Q), len(pairs.pairs_Q), draws=draws, seed=seed)
         probes.append(ProbeScore(layer, position, interval))
@@ -167,18 +163,6 @@ def chosen_apart(
         best = max(scores, key=lambda s: within_question_auroc(s[choosing], right_N[choosing], names[choosing]))
         chosen_N[scored] = best[scored]
     return chosen_N
-
-
-def cross_fitted(
-    states_ND: NDArray[np.float32], right_N: NDArray[np.bool_], questions: Sequence[str], *, seed: int = 0
-) -> Array:
-    """Log-odds of being right from a probe fitted on the other questions."""
-    names = np.asarray(questions)
-    folds = GroupKFold(min(FOLDS, len(set(questions))), shuffle=True, random_state=seed)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
-    x_ND = centred(states_ND.astype(np.float64), names)
-    scores = cross_val_predict(probe, x_ND, right_N, groups=names, cv=folds, method="decision_function")
-    return np.asarray(scores, dtype=np.float64)
 
 
 @torch.no_grad()
