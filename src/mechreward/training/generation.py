@@ -2,7 +2,7 @@
 
 `generate` compiles a decoding step if the cache is of one size for the whole call and nobody forbids it; TRL forbids
 it. In a pilot on an H100, 1,024 rollouts of SmolLM2-135M went from 8.1k to 33.6k tokens a second after 50 seconds of
-compiling. Written for CUDA, but not measured on one since. On a CPU a static cache without compiling took 1.0 to 1.4
+compiling. Written for CUDA, but not measured on one since. On a CPU a static cache without compiling took .95 to 1.4
 times as long as the growing one (the bundled model, 64 rollouts), so there TRL's default stays.
 
 A cache of another length is compiled anew, and the length follows the widest prompt of a batch. So the prompt's part is
