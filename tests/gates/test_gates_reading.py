@@ -32,7 +32,7 @@ def test_packs_are_scored_as_rewards(pooling: str) -> None:
         return FeaturePack(name="p", model_name="tiny", sae=sae_ref(sae), features=features, pooling=pooling)
 
     packs = [pack(ids[:4], 0.0), pack(ids[:4], 0.6), pack(ids[:1:-1], 0.6)]
-    _, found_PN = read_scores(FeatureReward(packs[0], sae), packs, responses, loaded)
-    alone_PN = [read_scores(FeatureReward(other, sae), [], responses, loaded)[0] for other in packs]
+    found_PN = read_scores(FeatureReward(packs[0], sae), packs, responses, loaded).packs_PN
+    alone_PN = [read_scores(FeatureReward(other, sae), [], responses, loaded).judged_N for other in packs]
     np.testing.assert_allclose(found_PN, alone_PN, rtol=1e-5, atol=1e-6)
     assert not np.allclose(found_PN[0], found_PN[1])
