@@ -67,15 +67,15 @@ class Study:
     """Of training: question order and sampling."""
     arms: tuple[str, ...] = ARMS
     """Which arms to run."""
-    steps: int = 12
+    steps: int = 20
     """Optimiser steps."""
-    eval_every: int = 3
+    eval_every: int = 4
     """Steps between evaluations."""
-    questions_per_step: int = 8
+    questions_per_step: int = 16
     """Questions a step."""
     generations: int = 8
     """Completions a question."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Of AdamW, all weights."""
     lam: float = 0.3
     """RMS of the dense advantage as a share of the outcome advantage's (raw lambda for stage3)."""
