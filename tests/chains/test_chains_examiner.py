@@ -1,0 +1,141 @@
+"""The EXAMINER against a server on this machine that is up, down, slow, talks rubbish or refuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mechreward.chains import EndpointExaminer, Examiner, ExaminerError, LocalExaminer, Patience
+from mechreward.errors import InputError
+from mechreward.models import LoadedModel
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request with the next of `script`: a text, a status, a number of seconds, or raw bytes."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[str | int | float | bytes] = []
+        self.seen: list[tuple[str, dict[str, str], dict]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, dict(self.headers), body))
+        answer = self.server.script.pop(0)
+        if isinstance(answer, float):
+            time.sleep(answer)
+            answer = "late"
+        status = answer if isinstance(answer, int) else 200
+        message = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+        content = answer if isinstance(answer, bytes) else json.dumps(message).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_endpoint_is_asked_as_openai_clients_ask(server: Server) -> None:
+    server.script = ["Yes."]
+    examiner = EndpointExaminer(server.url + "/", "judge", key="secret", max_tokens=7, temperature=0.5)
+    assert isinstance(examiner, Examiner) and "secret" not in repr(examiner)
+    assert examiner.ask("Is it?") == "Yes."
+    ((path, headers, body),) = server.seen
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
+    assert body == {
+        "model": "judge",
+        "messages": [{"role": "user", "content": "Is it?"}],
+        "max_tokens": 7,
+        "temperature": 0.5,
+    }
+
+
+def test_without_a_key_none_is_sent(server: Server) -> None:
+    server.script = ["Yes."]
+    EndpointExaminer(server.url, "judge").ask("?")
+    assert "Authorization" not in server.seen[0][1]
+
+
+@pytest.mark.parametrize("answer", [500, 503, 429, 408, b"no json", b"\xff", b"{}", b'{"choices": []}', b"[]", " "])
+def test_what_may_pass_is_an_examiner_error(server: Server, answer: int | bytes | str) -> None:
+    server.script = [answer]
+    with pytest.raises(ExaminerError):
+        EndpointExaminer(server.url, "judge").ask("?")
+
+
+def test_slow_and_down(server: Server) -> None:
+    server.script = [0.5]
+    with pytest.raises(ExaminerError, match="timed out"):
+        EndpointExaminer(server.url, "judge", timeout=0.1).ask("?")
+    with pytest.raises(ExaminerError, match="refused"):
+        EndpointExaminer("http://127.0.0.1:9/v1", "judge").ask("?")
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_what_is_refused_for_good_is_bad_input(server: Server, status: int) -> None:
+    server.script = [status]
+    with pytest.raises(InputError, match=rf"^examiner: .*/chat/completions answers {status} .* for 'judge'; check"):
+        EndpointExaminer(server.url, "judge").ask("?")
+
+
+def test_patience_waits_longer_each_time_and_gives_up(server: Server) -> None:
+    waits: list[float] = []
+    patience = Patience(tries=4, wait=0.5, sleep=waits.append)
+    examiner = EndpointExaminer(server.url, "judge")
+    server.script = [503, "rubbish", "fine"]
+
+    def read(answer: str) -> str:
+        if answer == "rubbish":
+            raise ExaminerError("rubbish")
+        return answer.upper()
+
+    assert patience.ask(examiner, "?", read) == "FINE"
+    assert waits == [0.5, 1.0]
+    server.script = [503] * 5
+    with pytest.raises(ExaminerError, match="503"):
+        patience.ask(examiner, "?", read)
+    assert waits == [0.5, 1.0, 0.5, 1.0, 2.0] and len(server.script) == 1
+
+
+def test_a_local_model_answers_greedily(tiny_llama, char_tokenizer) -> None:
+    examiner = LocalExaminer(LoadedModel(tiny_llama, char_tokenizer, "llama"), max_new_tokens=5, chat=False)
+    assert isinstance(examiner, Examiner) and examiner.name == "llama"
+    answer = examiner.ask("ab")
+    assert answer == examiner.ask("ab") != examiner.ask("ba") and 0 < len(answer) <= 5
+
+
+def test_bad_settings_are_one_sentence() -> None:
+    with pytest.raises(InputError, match="^url: 'localhost' is no address"):
+        EndpointExaminer("localhost", "judge")
+    with pytest.raises(InputError, match="^timeout: 0.0 is not allowed"):
+        EndpointExaminer("http://x/v1", "judge", timeout=0.0)
+    with pytest.raises(InputError, match="^tries: 0 is too small"):
+        Patience(tries=0)
