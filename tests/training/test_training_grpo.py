@@ -273,6 +273,15 @@ def test_evaluation_has_groups_of_its_own_size(tmp_path, model, sae, char_tokeni
     assert "MechRewardDense" not in trainer.state.stateful_callbacks, "evaluation leaves the carried RMS alone"
 
 
+def test_a_token_counts_that_every_reward_can_read(tmp_path, model, sae, sae_of_layer, char_tokenizer, make) -> None:
+    rewards = [FeatureReward(WEIGHTS, sae), FeatureReward(WEIGHTS, sae_of_layer(2)), even_tokens]
+    trainer = make(tmp_path, model, rewards, char_tokenizer, config={"reward_weights": [2.0, -1.0, 1.0]})
+    one = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[True, True, False]])
+    two = torch.tensor([[5.0, 0.0, 7.0]]), torch.tensor([[True, False, True]])
+    total_BT, readable_BT = trainer._sum([one, two])
+    assert total_BT.tolist() == [[-3.0, 4.0, -7.0]] and readable_BT.tolist() == [[True, False, False]]
+
+
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
