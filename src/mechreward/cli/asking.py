@@ -9,12 +9,15 @@ from mechreward.errors import InputError
 
 if TYPE_CHECKING:
     from mechreward.cli.discover_settings import DiscoverSettings
+    from mechreward.cli.gate_settings import GateSettings
     from mechreward.cli.sae_settings import LayersSettings
     from mechreward.models import LoadedModel
     from mechreward.rollout import Response
 
 
-def answers(settings: LayersSettings | DiscoverSettings, loaded: LoadedModel, least: int, what: str) -> list[Response]:
+def answers(
+    settings: LayersSettings | DiscoverSettings | GateSettings, loaded: LoadedModel, least: int, what: str
+) -> list[Response]:
     """The responses of the file, or new ones; verified.
 
     Raises:

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer
 from mechreward.cli.discover import discover
+from mechreward.cli.gate import gate
 from mechreward.cli.improve import DEMO, improve
+from mechreward.cli.redteam import redteam
 from mechreward.cli.terminal import console
 from mechreward.errors import InputError
 
@@ -18,6 +20,8 @@ VERBS = {
     "demo": "the main job on the bundled model, in a few minutes on a CPU",
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
     "discover": "features that go with right answers to the same question -> table and pack",
+    "gate": "does a pack tell right from wrong answers to held-out questions? Exit code 1 unless it passes",
+    "redteam": "which hacks does a reward pay, and does a model hack, before and after training?",
     "report": "write the report of a run directory anew",
     "sae": "train, check, layers, info: sparse autoencoders",
     "pack": "list, show, validate, schema: feature packs",
@@ -57,6 +61,10 @@ def _dispatch(arguments: list[str]) -> int:
         return improve(rest, DEMO, "mechreward demo")
     if verb == "discover":
         return discover(rest, "mechreward discover")
+    if verb == "gate":
+        return gate(rest, "mechreward gate")
+    if verb == "redteam":
+        return redteam(rest, "mechreward redteam")
     if verb in GROUPS:
         return _run(GROUPS[verb], rest, f"mechreward {verb}")
     if verb in COMMANDS:

@@ -1,0 +1,110 @@
+"""`mechreward gate`: does a pack tell right from wrong answers to the same, held-out question?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from mechreward.cli.asking import answers
+from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError
+from mechreward.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from mechreward.cli.gate_settings import GateSettings
+    from mechreward.features import FeaturePack
+    from mechreward.gates import Correlations, Gate1Result, Interval
+    from mechreward.reward import FeatureReward
+
+
+def gate(arguments: list[str], prog: str) -> int:
+    """Judges a pack, prints the table, writes gate1.json and the pack with its verdict; 1 unless it passes."""
+    quiet()
+    from mechreward.cli.gate_settings import GateSettings
+    from mechreward.features import load_contrast, load_pack, save_pack
+    from mechreward.gates import gate1
+    from mechreward.models import load_model
+    from mechreward.tiny import model_path
+
+    settings = parse_settings(GateSettings, arguments, prog)
+    if (settings.questions is None) == (settings.responses is None):
+        raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
+    reward = _reward(settings, load_pack(settings.pack))
+    table = None if settings.features is None else load_contrast(settings.features)
+    make_folder(settings.out)
+    loaded = load_model(
+        model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
+    )
+    reward.check_model(loaded.model)
+    responses = answers(settings, loaded, least=2, what="Gate 1")
+    with RichProgress().stage(f"gate 1: {len(responses)} responses"):
+        result = gate1(
+            reward,
+            responses,
+            loaded,
+            table=table,
+            draws=settings.draws,
+            seed=settings.seed,
+            batch_size=settings.read_batch_size,
+        )
+    _show(result)
+    write_json(settings.out / "gate1.json", result.to_dict())
+    save_pack(reward.pack.model_copy(update={"validation": result.validation()}), settings.out / "pack.json")
+    for name in ("gate1.json", "pack.json"):
+        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+    return 0 if result.passed else 1
+
+
+def _reward(settings: GateSettings, pack: FeaturePack) -> FeatureReward:
+    from mechreward.reward import FeatureReward
+    from mechreward.sae import load_sae
+    from mechreward.tiny import SAE_FOLDER
+
+    own = SAE_FOLDER if settings.model == "tiny" else pack.sae.release
+    source, sae_id = (own, pack.sae.sae_id or None) if settings.sae is None else (settings.sae, settings.sae_id)
+    if source == SAE_FOLDER:
+        sae_id = None
+    sae = load_sae(source, sae_id, device=settings.device, layer=settings.layer)
+    return FeatureReward.from_pack(pack, sae)
+
+
+def _show(result: Gate1Result) -> None:
+    console.print(
+        f"{result.n_responses} answers to {result.n_questions} questions, {result.n_mixed} of them with right and "
+        f"wrong ones; {result.accuracy:.1%} right",
+        soft_wrap=True,
+    )
+    table = Table(
+        "score", "AUROC within questions", "the reward's lead", "over all answers", "has to be beaten", box=None
+    )
+    for place, row in enumerate(result.rows):
+        wanted = "" if place == 0 else "yes" if row.required else "reported"
+        lead = "" if row.difference is None else _words(row.difference)
+        table.add_row(row.name, _words(row.within), lead, _words(row.auroc), wanted)
+    console.print(table)
+    if result.correlations is not None:
+        _show_correlations(result.correlations)
+    if result.attacks is not None:
+        right, wrong = result.attacks.right_median, result.attacks.wrong_median
+        console.print(f"median reward: right answers {right:.3g}, wrong {wrong:.3g}; strings that deserve nothing:")
+        for attack in result.attacks.attacks:
+            mark = "[bold red] reaches the right answers[/]" if attack.reaches else ""
+            console.print(f"  {attack.name} {attack.median:.3g} {escape(attack.tokens)}{mark}", soft_wrap=True)
+    console.print(f"[bold]Gate 1: {result.verdict}[/] {escape(result.reason)}", soft_wrap=True)
+
+
+def _show_correlations(found: Correlations) -> None:
+    plain = found.plain
+    console.print(
+        f"over all answers, as others report it: Spearman {plain.spearman:.3f} (p {plain.spearman_p:.2g}; at this "
+        f"accuracy at most {plain.largest_spearman:.3f}), Pearson {plain.pearson:.3f} (p {plain.pearson_p:.2g}); "
+        f"Spearman with length, question, log-probability, truncation and format held fixed {_words(found.partial)}",
+        soft_wrap=True,
+    )
+
+
+def _words(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

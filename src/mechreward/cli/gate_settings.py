@@ -1,0 +1,44 @@
+"""What `mechreward gate` is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mechreward.cli.sae_settings import AskSettings
+from mechreward.settings import Count, Whole
+
+
+class GateSettings(AskSettings):
+    """Judges a pack on verified answers to questions that it was not found on: exit code 0 if it passes, else 1."""
+
+    stage: Literal[1] = 1
+    """Which gate."""
+    pack: str
+    """A pack.json, or a bundled pack by name (`mechreward pack list`)."""
+    sae: str | None = None
+    """A folder or file on disk, or a SAE Lens release; the pack's own if left out."""
+    sae_id: str | None = None
+    """Which SAE of a release."""
+    layer: Whole | None = None
+    """Block that the SAE reads (0-based), where its file does not say so."""
+    features: Path | None = None
+    """The features.parquet that the pack was made from: then random packs of equal firing frequency are judged too."""
+    responses: Path | None = None
+    """Verified responses to judge on instead of sampling."""
+    limit: Count = 300
+    """Use the first so many questions."""
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Responses sampled for each question."""
+    verifier: str = "gsm8k_exact_match"
+    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
+    draws: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples of questions, and label shuffles."""
+    read_batch_size: Count = 32
+    """Responses read at a time."""
+    out: Path = Path("runs/gate")
+    """Folder for gate1.json, and for pack.json with the verdict in it."""
