@@ -127,3 +127,13 @@ def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
     monkeypatch.setattr(grpo, "wants_static_cache", ask)
     make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, rollout_func=lambda _prompts, _trainer: {})
     assert asked[1][1]["one_turn"] is False
+
+
+def test_the_cache_follows_the_widest_prompt_of_a_batch(
+    tmp_path, tiny_llama, char_tokenizer, make, monkeypatch
+) -> None:
+    monkeypatch.setattr(grpo, "wants_static_cache", lambda *_, **__: True)
+    trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
+    for prompts, wanted in ((["b", "a" * 70], 128), (["a" * 130, "b"], 256), (["b"], 64)):
+        trainer._tokenize_prompts(prompts)
+        assert trainer.generation_config.max_cache_len == wanted + 7 - 1

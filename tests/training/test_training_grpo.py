@@ -220,6 +220,21 @@ def test_stage3_is_the_seeds_own_formula(tmp_path, model, sae, char_tokenizer, m
     torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-4)
 
 
+def test_stage3_leaves_out_a_row_without_an_outcome(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    def unjudged(completion_ids, **_) -> list[float | None]:
+        return [None if row == 5 else score for row, score in enumerate(even_tokens(completion_ids))]
+
+    rewards, rollouts = [FeatureReward(WEIGHTS, sae), unjudged], []
+    dense = DenseConfig(weight=0.2, credit="stage3", sample_rollouts=8)
+    trainer = make(tmp_path, model, rewards, char_tokenizer, dense=dense, on_rollouts=rollouts.append)
+    out = score(trainer)
+    reward_BT, lengths_B = trainer._read(out, "train")[0], out["prompt_mask"].sum(1)
+    assert rollouts[0].outcomes[5] is None
+    outcome_B = torch.tensor([float("nan") if value is None else value for value in rollouts[0].outcomes])
+    expected = stage3_advantages(outcome_B, reward_BT, out["completion_mask"].bool(), lengths_B, GROUP, 0.2)
+    torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-4)
+
+
 def test_lambda_follows_its_schedule(tmp_path, model, sae, char_tokenizer, make) -> None:
     dense = DenseConfig(weight=LinearAnnealSchedule(0.4, 0.0))
     config = {"max_steps": 4, "learning_rate": 0.0}

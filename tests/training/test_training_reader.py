@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mechreward.models import find_blocks
 from mechreward.reward import FeatureReward
 from mechreward.sae import SAE
 from mechreward.training import DenseConfig
-from mechreward.training.reader import Tap, difference
+from mechreward.training.reader import Tap, difference, largest
 
 WEIGHTS = {3: 1.0, 7: -0.5, 11: 2.0, 40: 1.0, 60: -1.5}
 LORA = LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -354,6 +355,15 @@ def test_difference_by_hand() -> None:
     mask = torch.tensor([[True, False]])
     assert difference([(torch.ones(1, 2), mask)], [(torch.tensor([[2.0, 9.0]]), mask)]) == 0.5
     assert difference([(torch.ones(1, 2), mask)], [(torch.tensor([[2.0, 2.0]]), ~mask)]) == 0.5
+
+
+def test_the_largest_difference_of_all_processes(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    assert largest(0.25, cpu) == 0.25 and largest(None, cpu) is None
+    monkeypatch.setattr(
+        "mechreward.training.reader.gather", lambda own: torch.cat([own, torch.tensor([0.5, math.nan, 0.125])])
+    )
+    assert largest(0.25, cpu) == largest(None, cpu) == 0.5 and largest(0.75, cpu) == 0.75
 
 
 def test_a_tap_scores_rows_in_order_over_micro_batches(tiny_llama: PreTrainedModel, sae: SAE) -> None:
