@@ -214,7 +214,7 @@ def mean_rise(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
     if min(len(first), len(second)) < 2:
         raise InputError(f"values: {len(first)} before and {len(second)} after; at least 2 of each are needed")
     difference = float(second.mean() - first.mean())
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
+    if max(np.ptp(first), np.ptp(second)) <= 1e-12 * max(np.abs(first).max(), np.abs(second).max()):
         return difference, float(np.sign(difference)) * float("inf") if difference else 0.0
     return difference, float(ttest_ind(second, first, equal_var=False).statistic)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import TrainerState
 
 from mechreward.errors import InputError
+from mechreward.hacking import GuardConfig, Regularizers
 from mechreward.reward import CompositeReward, Credit, FeatureReward, NoopNormalization, WeightSchedule
 from mechreward.reward.credit import check_credit
 from mechreward.reward.schedule import check_weight
@@ -51,6 +52,11 @@ class DenseConfig:
     fast_rollouts: bool = True
     """On CUDA, decode with a static cache and a compiled step where the user has chosen nothing else; see
     `mechreward.training.generation`."""
+
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """How the run is watched for reward hacking; `GuardConfig(on=False)` turns it off."""
+    regularizers: Regularizers = field(default_factory=Regularizers)
+    """What is added to the token rewards before credit; nothing by default."""
 
     def __post_init__(self) -> None:
         check_credit(self.credit, self.gamma)

@@ -32,23 +32,21 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.errors import InputError
+from mechreward.hacking import DualVerifier
 from mechreward.models import unwrap
-from mechreward.reward import (
-    Advantages,
-    dense_advantages,
-    stage3_advantages,
-    step_ends,
-    token_credit,
-)
+from mechreward.reward import Advantages, dense_advantages, stage3_advantages, step_ends, token_credit
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.batch import Scalars, completions_of, like, loss_mask, prompts_of, rows_of_all, sample
 from mechreward.training.checks import check_batch, check_rewards, check_scalar_rewards, check_token_rewards
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
 from mechreward.training.generation import cache_length, use_static_cache, wants_static_cache
+from mechreward.training.guard import Event, Guard
 from mechreward.training.host import check_host
+from mechreward.training.last_good import GuardCallback
 from mechreward.training.logging import Rollouts
 from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics
 from mechreward.training.reader import EXACT, ROUGH, Reader, Tap, agrees, difference, frozen_decoder, largest
+from mechreward.training.shaping import shaped
 
 
 class MechRewardGRPOTrainer(GRPOTrainer):
@@ -58,6 +56,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         reward_funcs: as TRL's; FeatureRewards among them, also inside a `sum` CompositeReward, become dense.
         dense: options of the dense part.
         on_rollouts: called after each training generation with a sample of it (see `Rollouts`).
+        dual, on_guard: a second opinion on every rollout, and what is told of what the guards find: see `Guard`.
 
     Raises:
         InputError: an unsupported TRL version, an Unsloth-patched TRL, sequence-level importance sampling, groups of
@@ -72,6 +71,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         *positional: Any,
         dense: DenseConfig | None = None,
         on_rollouts: Callable[[Rollouts], None] | None = None,
+        dual: DualVerifier | None = None,
+        on_guard: Callable[[Event], None] | None = None,
         **named: Any,
     ) -> None:
         check_host(args)
@@ -97,6 +98,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         # An adapter that training started with: turned off, it leaves the model as it was.
         self._new_adapter = isinstance(policy, PeftModel) and not isinstance(model, PeftModel)
         self._check_setup(policy)
+        self.guard = Guard(self, dual, on_guard)
+        self.add_callback(GuardCallback(self.guard))
         self._static_cache = self.dense.fast_rollouts and self._wants_static_cache(policy)
         if self._static_cache:
             use_static_cache(self.generation_config)
@@ -179,9 +182,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         mode = self._mode()
         loss_mask_BT = loss_mask(out)
         if self.dense_rewards:
-            first = self.state.global_step == 0
-            check_batch(out, loss_mask_BT, first=first, longest=self.max_completion_length)
+            check_batch(out, loss_mask_BT, first=self.state.global_step == 0, longest=self.max_completion_length)
             reward_BT, readable_BT = self._read(out, mode)
+            reward_BT = shaped(self, out, reward_BT, readable_BT & loss_mask_BT)
             outcome_B = out["advantages"]
             advantages = self._advantages(out, reward_BT, readable_BT & loss_mask_BT, loss_mask_BT, mode)
             assert advantages.total_BT.shape == out["completion_ids"].shape
@@ -189,6 +192,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
                 out["advantages"] = advantages.total_BT.to(outcome_B.dtype)
             if mode == "train":
                 save_outcome_rms(self.state, advantages.outcome_rms)
+                self.guard.act(out, reward_BT, readable_BT & loss_mask_BT, loss_mask_BT)
             self._log_numbers(mode, dense_metrics(advantages))
             if mode == "train" and self.dense.gap_every and self.state.global_step % self.dense.gap_every == 0:
                 self._log_numbers(mode, self._gap(out, reward_BT, readable_BT & loss_mask_BT))

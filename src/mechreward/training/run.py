@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from mechreward.errors import InputError
-from mechreward.files import make_folder, read_json, sha256_bytes, write_json
+from mechreward.files import append_row, make_folder, read_json, sha256_bytes, write_json
+from mechreward.hacking import DualVerifier
 from mechreward.models import LoadedModel, eval_mode
 from mechreward.reward import Reward
 from mechreward.tasks import Question
 from mechreward.training.dense import DenseConfig, split_rewards
 from mechreward.training.grpo import MechRewardGRPOTrainer
+from mechreward.training.guard import Event
+from mechreward.training.last_good import load_good
 from mechreward.training.logging import EveryStep, JsonlMetrics, RolloutRecorder
 
 
@@ -99,6 +103,7 @@ def train_arm(
     metrics_path: str | Path | None = None,
     rollouts_path: str | Path | None = None,
     evaluate: Callable[[LoadedModel, int], None] | None = None,
+    dual: DualVerifier | None = None,
 ) -> LoadedModel:
     """Trains one arm, or goes on with it from the last whole checkpoint in `out`.
 
@@ -111,9 +116,11 @@ def train_arm(
         rollouts_path: rollouts.parquet; None writes none.
         evaluate: called with the policy (in evaluation mode) and the step, every `config.eval_every` steps; on
             resuming, not for steps up to the checkpoint's.
+        dual: a second opinion on every rollout, for the guards (`dense.guard`), which are on by default.
 
     Returns:
-        The trained model in evaluation mode, with its LoRA adapter if it has one.
+        The trained model in evaluation mode, with its LoRA adapter if it has one; of a run that its guards stopped, the
+        last good policy. The metrics then end with a row of kind `guard` that says why.
 
     Raises:
         InputError: no questions, checkpoints of a run with other arguments in `out`, or nothing to train.
@@ -136,6 +143,8 @@ def train_arm(
         callbacks=callbacks,
         dense=dense,
         on_rollouts=recorder,
+        dual=dual,
+        on_guard=None if metrics_path is None else partial(_write_event, Path(metrics_path), arm, config.seed),
     )
     trainer.remove_callback(PrinterCallback)  # Numbers go to metrics.jsonl, not to the terminal.
     policy = replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
@@ -143,8 +152,14 @@ def train_arm(
         trainer.add_callback(EveryStep(config.eval_every, lambda step: _evaluate(evaluate, policy, step)))
     checkpoint = last_checkpoint(out)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.guard.stopped is not None:
+        load_good(policy.model, out)
     policy.model.eval()
     return policy
+
+
+def _write_event(path: Path, arm: str, seed: int, event: Event) -> None:
+    append_row(path, {"arm": arm, "seed": seed, "kind": "guard"} | event)
 
 
 def make_dataset(questions: Sequence[Question], config: TrainConfig) -> Dataset:

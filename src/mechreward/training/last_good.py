@@ -1,0 +1,121 @@
+# ruff: noqa: ARG002 (transformers names the arguments of a callback; not all are used)
+"""Stopping a run whose guard has seen enough, and the policy to go back to.
+
+Copies of the policy wait in `good-pending-STEP/` until `GuardConfig.window` batches written after them have been
+looked at, as many as the detector compares over. Without a finding the latest such copy becomes `good/`; with one all
+that wait go, since the batches that showed it are their own. What training started from is the first good policy.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mechreward.files import read_json, write_json
+from mechreward.training.guard import Guard
+
+GOOD, PENDING = "good", "good-pending-"
+
+
+class GuardCallback(TrainerCallback):
+    """Stops a run that its guard has stopped, and keeps the last good policy beside its checkpoints, if any."""
+
+    def __init__(self, guard: Guard) -> None:
+        args: Any = guard.trainer.args
+        self.guard = guard
+        self.folder = Path(args.output_dir) if args.save_strategy != "no" else None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The policy that training starts or goes on from is good, unless one from before that is kept."""
+        if not self._keeps():
+            return
+        for step, path in self._waiting():
+            if step > state.global_step and self._is_main:
+                shutil.rmtree(path)
+        kept = good_step(self.folder)
+        if kept is None or kept > state.global_step:
+            self._save(GOOD, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After each step: what its batch said of the policies that wrote the last ones."""
+        report = self.guard.report
+        if report is None:
+            return
+        if self._keeps():
+            self._turn(state.global_step, clean=not report.findings)
+            if not report.findings and state.global_step % self.guard.config.keep_every == 0:
+                self._save(f"{PENDING}{state.global_step}", state.global_step)
+        if self.guard.stopped is not None:
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Takes the entropy of the step's completions, which TRL measures with the loss."""
+        entropy = (logs or {}).get("entropy")
+        if isinstance(entropy, float) and entropy == entropy:
+            self.guard.entropy = entropy
+            if self.guard.active:
+                self.guard._remember()
+
+    def _keeps(self) -> bool:
+        return self.folder is not None and self.guard.active and self.guard.config.keep_every > 0
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self.guard.trainer.accelerator.is_main_process)
+
+    def _waiting(self) -> list[tuple[int, Path]]:
+        """Copies that wait, by step."""
+        assert self.folder is not None
+        return sorted((int(path.name.removeprefix(PENDING)), path) for path in self.folder.glob(f"{PENDING}*"))
+
+    def _turn(self, step: int, clean: bool) -> None:
+        """After the batch of `step`: the copies that it clears, or all that it casts doubt on."""
+        assert self.folder is not None
+        if not self._is_main:
+            return
+        for copied, path in self._waiting():
+            if clean and copied <= step - self.guard.config.window:
+                shutil.rmtree(self.folder / GOOD, ignore_errors=True)
+                path.rename(self.folder / GOOD)
+            elif not clean:
+                shutil.rmtree(path)
+
+    def _save(self, name: str, step: int) -> None:
+        assert self.folder is not None
+        self.guard.trainer.save_model(str(self.folder / name))
+        if self.guard.trainer.accelerator.is_main_process:
+            write_json(self.folder / name / "step.json", {"step": step})
+
+
+def good_step(folder: Path | None) -> int | None:
+    """The step after which the last good policy was kept; None if there is none."""
+    path = None if folder is None else folder / GOOD / "step.json"
+    return int(read_json(path)["step"]) if path is not None and path.exists() else None
+
+
+def load_good(model: Any, folder: Path) -> int | None:
+    """Puts the weights of the last good policy in `folder` into the model; returns their step, None if none is kept."""
+    step = good_step(folder)
+    if step is None:
+        return None
+    weights = {
+        name: value for path in sorted((folder / GOOD).glob("*.safetensors")) for name, value in load_file(path).items()
+    }
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, weights)
+    else:
+        # Tied weights are in the file once.
+        model.load_state_dict(weights, strict=False)
+    return step

@@ -1,0 +1,238 @@
+"""The guards inside the trainer: on by default, acting in the same step, stopping, going back, and resuming alike."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from mechreward.errors import InputError
+from mechreward.files import read_jsonl
+from mechreward.hacking import DualVerifier, GuardConfig, Regularizers
+from mechreward.models import LoadedModel
+from mechreward.probes import LinearProbe
+from mechreward.reward import FeatureReward, OutcomeReward
+from mechreward.tasks import Question
+from mechreward.training import DenseConfig, TrainConfig, last_good, train_arm
+
+WEIGHTS = {3: 1.0, 7: -0.5, 11: 2.0, 40: 1.0, 60: -1.5}
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def even_tokens(completion_ids, **_) -> list[float]:
+    return [float(sum(token % 2 == 0 for token in ids) > len(ids) / 2) for ids in completion_ids]
+
+
+def probe(bias=0.0, **fields) -> LinearProbe:
+    return LinearProbe(torch.zeros(32), bias, 32, "p", layer=2, **fields)
+
+
+def suspicious(reward, action="zero", **options) -> DualVerifier:
+    """Claims that all is right, where its probe sees nothing right: flags every rollout."""
+    dual = DualVerifier(reward, probe(-5.0), action=action, **options)
+    dual.calibration = (0.0, 5.0)
+    return dual
+
+
+def test_watches_by_default_and_leaves_a_calm_batch_alone(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    outs = []
+    for on in (True, False):
+        torch.manual_seed(3)
+        dense = DenseConfig() if on else DenseConfig(guard=GuardConfig(on=False))
+        rewards = [FeatureReward(WEIGHTS, sae), even_tokens]
+        trainer = make(tmp_path, copy.deepcopy(model), rewards, char_tokenizer, dense=dense)
+        outs.append(score(trainer))
+        assert ("guard/flagged" in trainer._metrics["train"]) == on
+        assert ("guard/fvu" in trainer._metrics["train"]) == on
+    assert torch.equal(outs[0]["advantages"], outs[1]["advantages"])
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_flagged_rollouts_get_nothing_in_the_same_step(
+    peft_config, tmp_path, model, sae, char_tokenizer, make, score
+) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    guard = GuardConfig(window=1)
+    trainer = make(
+        tmp_path, model, [reward, even_tokens], char_tokenizer, dense=DenseConfig(guard=guard),
+        dual=suspicious(reward), peft_config=peft_config,
+    )  # fmt: skip
+    assert score(trainer)["advantages"].count_nonzero() > 0  # the reference
+    assert score(trainer)["advantages"].count_nonzero() == 0
+    metrics = trainer._metrics["train"]
+    assert metrics["guard/disagreement"] == [1.0, 1.0] and metrics["guard/flagged"] == [0.0, 1.0]
+    assert trainer.guard.report.findings[0].name == "disagreement"
+
+
+def test_drop_leaves_the_loss_and_downweight_scales(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    reward, found = FeatureReward(WEIGHTS, sae), {}
+    for action in ("zero", "downweight", "drop"):
+        trainer = make(
+            tmp_path, copy.deepcopy(model), [reward, even_tokens], char_tokenizer,
+            dense=DenseConfig(guard=GuardConfig(window=1)), dual=suspicious(reward, action, downweight_factor=0.5),
+        )  # fmt: skip
+        score(trainer)
+        torch.manual_seed(5)
+        found[action] = score(trainer)
+    trainer = make(tmp_path, copy.deepcopy(model), [reward, even_tokens], char_tokenizer, dense=DenseConfig())
+    score(trainer)
+    torch.manual_seed(5)
+    plain = score(trainer)
+    torch.testing.assert_close(found["downweight"]["advantages"], 0.5 * plain["advantages"])
+    assert found["drop"]["completion_mask"].sum() == 0 and found["zero"]["completion_mask"].sum() > 0
+
+
+def test_flagged_steps_get_nothing(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dual = suspicious(reward, steps=True)
+    trainer = make(tmp_path, model, [reward, even_tokens], char_tokenizer, dual=dual)
+    assert score(trainer)["advantages"].count_nonzero() == 0  # all steps are flagged, at once
+    dual.calibration = (0.0, -5.0)
+    assert score(trainer)["advantages"].count_nonzero() > 0
+
+
+def test_nothing_acts_where_the_reward_does_not_train(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dense = DenseConfig(weight=0.0, guard=GuardConfig(window=1))
+    trainer = make(tmp_path, model, [reward, even_tokens], char_tokenizer, dense=dense, dual=suspicious(reward))
+    for _ in range(2):
+        out = score(trainer)
+        assert out["advantages"].ndim == 1 and "guard/flagged" not in trainer._metrics["train"]
+
+
+def test_the_frozen_reader_reads_the_starting_model(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    start, reward = copy.deepcopy(model), FeatureReward(WEIGHTS, sae)
+    looks = LinearProbe(torch.randn(32), 0.0, 32, "p", layer=3, pooling="min")
+    dual = DualVerifier(reward, looks)
+    trainer = make(tmp_path, model, [reward, even_tokens], char_tokenizer, dual=dual)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    out = score(trainer)
+    mask = out["completion_mask"].bool()
+    found = trainer.guard._read_frozen(out, mask)
+    for row in range(3):
+        prompt = out["prompt_ids"][row][out["prompt_mask"][row].bool()]
+        ids = torch.cat([prompt, out["completion_ids"][row][mask[row]]])
+        with torch.no_grad():
+            states = start(ids[None], output_hidden_states=True).hidden_states
+            layer3 = start.model.layers[3](
+                states[3], position_embeddings=start.model.rotary_emb(states[3], torch.arange(len(ids))[None])
+            )
+        layer3 = layer3[0] if isinstance(layer3, tuple) else layer3
+        whole = torch.ones(1, len(ids) - len(prompt)).bool()
+        expected = reward.compute(states[2][:, len(prompt) :], whole)
+        assert found["reward"][row].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-3)
+        seen = looks.row_proba(layer3[:, len(prompt) :], whole)
+        assert found["probe"][row].item() == pytest.approx(seen.item(), rel=1e-3, abs=1e-4)
+
+
+def test_a_probe_of_a_block_that_is_not_there(tmp_path, model, sae, char_tokenizer, make) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dual = DualVerifier(reward, replace(probe(), layer=9))
+    with pytest.raises(InputError, match="layer: 9 is out of range"):
+        make(tmp_path, model, [reward, even_tokens], char_tokenizer, dual=dual)
+
+
+QUESTIONS = [Question(f"q{i}", text, "1") for i, text in enumerate(("12+3=", "a", "what is 7?", "xy"))]
+
+
+def train(folder, model, tokenizer, reward, steps=6, kill=None, rate=1e-2, **options):
+    """Trains the tiny Llama for `steps`; `kill` stops it after that step, as if killed."""
+
+    def evaluate(_policy, step):
+        if step == kill:
+            raise KeyboardInterrupt
+
+    config = TrainConfig(
+        steps=steps, questions_per_step=2, generations=4, max_new_tokens=7, save_every=2, eval_every=1,
+        learning_rate=rate, beta=0.0,
+    )  # fmt: skip
+    outcome = OutcomeReward(lambda _p, completion, _a: completion.count("1") > 0)
+    return train_arm(
+        LoadedModel(copy.deepcopy(model), tokenizer, "tiny"), QUESTIONS, [reward, outcome], config, folder / "arm",
+        metrics_path=folder / "metrics.jsonl", evaluate=evaluate, **options,
+    )  # fmt: skip
+
+
+def test_a_run_that_hacks_is_stopped_says_why_and_goes_back(tmp_path, model, sae, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dense = DenseConfig(guard=GuardConfig(window=1, keep_every=1))
+    policy = train(tmp_path, model, char_tokenizer, reward, dense=dense, dual=suspicious(reward))
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    events = [row for row in rows if row["kind"] == "guard"]
+    # Step 1 is the reference; 2, 3 and 4 have findings in a row, and 4 is the last.
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+    assert [(row["step"], row["stop"]) for row in events] == [(2, False), (3, False), (4, True)]
+    assert "100% of the rollouts flagged for disagreement" in events[-1]["findings"]
+    # The policy after step 1 wrote the first flagged batch; the one before it, the start, is the last good one.
+    assert json.loads((tmp_path / "arm" / "good" / "step.json").read_text()) == {"step": 0}
+    assert not list((tmp_path / "arm").glob("good-pending-*"))
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+
+
+def test_a_calm_run_goes_to_its_end_and_keeps_what_is_good(tmp_path, model, sae, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dense = DenseConfig(guard=GuardConfig(keep_every=1))
+    train(tmp_path, model, char_tokenizer, reward, steps=4, rate=1e-5, dense=dense)
+    # A copy is good once the three batches after it are clean: that of step 1, at step 4.
+    assert last_good.good_step(tmp_path / "arm") == 1
+    assert sorted(path.name for path in (tmp_path / "arm").glob("good*")) == [
+        "good", "good-pending-2", "good-pending-3", "good-pending-4",
+    ]  # fmt: skip
+    assert all(row["kind"] == "train" for row in read_jsonl(tmp_path / "metrics.jsonl"))
+
+
+def test_a_killed_run_judges_as_one_never_killed(tmp_path, model, sae, char_tokenizer) -> None:
+    reward, found = FeatureReward(WEIGHTS, sae), []
+    for kill in (None, 3):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+
+        def go(kill, folder=folder):
+            dual = DualVerifier(reward, probe(-5.0))
+            return train(folder, model, char_tokenizer, reward, steps=5, kill=kill, dual=dual)
+
+        if kill is not None:
+            with pytest.raises(KeyboardInterrupt):
+                go(kill)
+        policy = go(None)
+        rows = [
+            {name: value for name, value in row.items() if name.startswith("guard") or name in ("step", "kind")}
+            for row in read_jsonl(folder / "metrics.jsonl")
+        ]
+        found.append((rows, [parameter.detach().clone() for parameter in policy.model.parameters()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+@pytest.mark.parametrize("term", ["variance", "diversity", "entropy", "kl"])
+def test_regularisers_change_the_rewards_that_train(term, tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    rewards, found = [FeatureReward(WEIGHTS, sae), even_tokens], []
+    for weight in (0.0, 5.0):
+        torch.manual_seed(3)
+        dense = DenseConfig(regularizers=Regularizers(**{term: weight}))
+        trainer = make(tmp_path, copy.deepcopy(model), rewards, char_tokenizer, peft_config=LORA, dense=dense)
+        if term == "kl":
+            with torch.no_grad():
+                for name, parameter in trainer.model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.add_(0.3)
+        found.append(score(trainer)["advantages"])
+        assert ("guard/regularisation" in trainer._metrics["train"]) == (weight > 0)
+    assert found[0].shape == found[1].shape or term == "kl"
+    assert not torch.equal(found[0], found[1])
+
+
+def test_kl_without_a_reference(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    dense = DenseConfig(regularizers=Regularizers(kl=0.1))
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, dense=dense)
+    with pytest.raises(
+        InputError, match="regularizers.kl: needs a reference; set beta above 0, or train a new adapter"
+    ):
+        score(trainer)
