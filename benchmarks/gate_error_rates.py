@@ -67,6 +67,10 @@ class Setting:
     """Only these kinds, `signal` among them; all by default."""
     sizes: tuple[int, ...] = SIZES
     """Questions a world, 8 answers to each."""
+    aurocs: tuple[float, ...] = AUROCS
+    """Planted within-question AUROCs."""
+    odd: bool = True
+    """Also cells of other accuracies, of copied answers, and of a log-probability that tells."""
     draws: int = 300
     """Bootstrap resamples and label shuffles a world; the gate's own default is 2,000."""
     seed: int = 0
@@ -298,10 +302,11 @@ def cells(setting: Setting) -> list[Cell]:
     """The null table, the power table, and some cells each one thing away from accuracy .5 and independent answers."""
     middle = setting.sizes[len(setting.sizes) // 2]
     nulls = [Cell(kind, n) for kind in NULLS for n in setting.sizes]
-    odd = [{"accuracy": 0.2}, {"accuracy": 0.8}, {"copies": 0.4}]
+    odd = [{"accuracy": 0.2}, {"accuracy": 0.8}, {"copies": 0.4}] if setting.odd else []
+    rival = [{"rival": 0.6}] if setting.odd else []
     nulls += [Cell(kind, middle, **change) for kind in ("labels permuted", "words", "difficulty") for change in odd]
-    power = [Cell(SIGNAL, n, auroc) for auroc in AUROCS for n in setting.sizes]
-    power += [Cell(SIGNAL, middle, 0.65, **change) for change in (*odd, {"rival": 0.6})]
+    power = [Cell(SIGNAL, n, auroc) for auroc in setting.aurocs for n in setting.sizes]
+    power += [Cell(SIGNAL, middle, 0.65, **change) for change in (*odd, *rival)]
     return nulls + power
 
 

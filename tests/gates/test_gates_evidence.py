@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from mechreward.errors import InputError
-from mechreward.gates import Evidence, judge_scores, within_question_auroc
+from mechreward.features import HeldOutScores
+from mechreward.gates import Evidence, judge_held_out, judge_scores, within_question_auroc
 from mechreward.rollout import Response
 
 REQUIRED = [
@@ -136,3 +137,24 @@ def test_bad_scores() -> None:
         judge_scores(np.ones(3), rows)
     with pytest.raises(InputError, match="1 of 30 are NaN or infinite"):
         judged(rows, np.array([np.nan, *range(29)]))
+
+
+def test_cross_fitted_scores_are_judged_on_the_mixed_answers_they_belong_to() -> None:
+    rows = [replace(r, correct=True) if r.question_id == "q3" else r for r in responses()]
+    rng = np.random.default_rng(4)
+    by_sample = sorted(rows, key=lambda r: r.sample)  # q0, q1 ... q0, q1 ...
+    order = {name: place for place, name in enumerate(dict.fromkeys(r.question_id for r in by_sample))}
+    kept = [r for r in sorted(by_sample, key=lambda r: order[r.question_id]) if r.question_id != "q3"]
+    kept = [r for r in kept if {x.correct for x in rows if x.question_id == r.question_id} == {True, False}]
+    scores = labels(kept) + rng.normal(size=len(kept))
+    columns = {"SAE features": scores, "logistic probe": rng.normal(size=len(kept))}
+    held_out = HeldOutScores([r.question_id for r in kept], labels(kept).astype(bool), columns)
+    found = judge_held_out(held_out, by_sample, draws=200)
+    want = within_question_auroc(scores, labels(kept), held_out.questions)
+    assert found.rows[0].within.value == want and found.rows[-1].name == "logistic probe"
+    assert not found.rows[-1].required
+    with pytest.raises(InputError, match="not the ones that were scored"):
+        judge_held_out(held_out, by_sample[:-6], draws=200)
+    wrong = [replace(r, correct=not r.correct) for r in by_sample]
+    with pytest.raises(InputError, match="not the ones that were scored"):
+        judge_held_out(held_out, wrong, draws=200)

@@ -15,7 +15,7 @@ from mechreward.gates.baselines import (
     reward_from_words,
 )
 from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
-from mechreward.gates.evidence import Correlations, Evidence, compare, judge_scores
+from mechreward.gates.evidence import Correlations, Evidence, compare, judge_held_out, judge_scores
 from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
@@ -68,6 +68,7 @@ __all__ = [
     "compare",
     "gate1",
     "judge",
+    "judge_held_out",
     "judge_scores",
     "label_permutation_p",
     "length",

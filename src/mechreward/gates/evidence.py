@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechreward.errors import InputError
+from mechreward.features.discovery import FEATURES, HeldOutScores
 from mechreward.gates.baselines import (
     bag_of_words,
     format_flag,
@@ -115,6 +116,30 @@ def judge_scores(
     p_value = label_permutation_p(judged_N, labels, questions, draws=draws, seed=seed)
     decided = judge(judged, rows[1:], p_value, n_questions, n_mixed, bars)
     return Evidence(decided, rows, p_value, correlate(judged_N, responses, draws=draws, seed=seed))
+
+
+def judge_held_out(held_out: HeldOutScores, responses: Sequence[Response], **options: Any) -> Evidence:
+    """The verdict on a cross-fitted discovery (`features.explore`): every answer is scored by features that were chosen
+    and weighted on other questions, in five folds. It judges the way of finding a pack; the pack itself, found on all
+    of these questions, is judged by `gate1` on others. Dense readings of the discovery are reported.
+
+    Args:
+        responses: those the discovery was given.
+        options: of `judge_scores`.
+
+    Raises:
+        InputError: if the scores are not of these responses.
+    """
+    mixed = mixed_questions(responses)
+    by_question: dict[str, list[Response]] = {}
+    for response in responses:
+        if response.question_id in mixed:
+            by_question.setdefault(response.question_id, []).append(response)
+    kept = [response for answers in by_question.values() for response in answers]
+    if questions_of(kept) != held_out.questions or not np.array_equal(labels_of(kept), held_out.right_N):
+        raise InputError("responses: they are not the ones that were scored; give those that `explore` was given")
+    dense = {name: scores_N for name, scores_N in held_out.scores.items() if name != FEATURES}
+    return judge_scores(held_out.scores[FEATURES], kept, reported=dense, **options)
 
 
 def correlate(judged_N: Array, responses: Sequence[Response], *, draws: int, seed: int) -> Correlations:

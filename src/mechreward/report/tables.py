@@ -92,12 +92,32 @@ def gate_table(gate: dict[str, Any]) -> Table:
         note += f", {f.percent(gate['accuracy'])} of them right"
     if gate.get("p_value") is not None:
         note += f"; labels shuffled within questions: {f.p_value(gate['p_value'])}"
-    return Table(columns, rows, f"{note}.")
+    return Table(columns, rows, " ".join([f"{note}.", *_gate_notes(gate)]))
+
+
+def _gate_notes(gate: dict[str, Any]) -> list[str]:
+    """What is reported beside the table: correlations over all answers, and what strings that deserve nothing get."""
+    notes, found, attacks = [], gate.get("correlations"), gate.get("attacks")
+    if any(not row.get("required", True) for row in gate["rows"]):
+        notes.append("Rows marked “reported” need not be beaten.")
+    if found:
+        plain, partial = found["plain"], found["partial"]
+        notes.append(
+            f"Over all answers: Spearman {f.signed(plain['spearman'])} (at this accuracy at most "
+            f"{f.number(plain['largest_spearman'])}), Pearson {f.signed(plain['pearson'])}; Spearman with length, "
+            f"question, log-probability, truncation and format held fixed {f.signed(partial['value'])} "
+            f"{f.interval(partial['low'], partial['high'])}."
+        )
+    if attacks:
+        paid = ", ".join(f"{row['name']} {f.signed(row['median'])}" for row in attacks["attacks"])
+        bar = f.signed(attacks["right_median"])
+        notes.append(f"Median reward of right answers {bar}; of strings that deserve nothing: {paid}.")
+    return notes
 
 
 def _gate_cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        row["name"],
+        row["name"] if row.get("required", True) else f"{row['name']} (reported)",
         f.number(row.get("within_auroc")),
         f.interval(row.get("low"), row.get("high")),
         f.signed(row.get("difference")),
