@@ -4,7 +4,7 @@
 read backwards. Three ways of finding it, and how far they agree: rollouts, contrastive estimation, a value probe. The
 latter two learn from responses to other problems, `easy` ones among them. docs/chains.md quotes what it prints.
 
-    .venv/bin/python benchmarks/critical_tokens.py --wrong 200 --rollouts 32
+    .venv/bin/python benchmarks/critical_tokens.py --wrong 200 --rollouts 16
 """
 
 from __future__ import annotations
@@ -40,13 +40,25 @@ BELOW = (0.01, 0.05, 0.1, 0.2, 0.5)
 VALUE_LAYERS = (2, 3, 4)
 
 
-def draw(n: int, name: str):
-    rng = random.Random(f"critical-{name}")
-    problems = {f"{name}-{i}": make_problem("long", rng) for i in range(n)}
+def draw(n: int, name: str, setting: str):
+    rng = random.Random(f"critical-{name}-{setting}")
+    problems = {f"{name}-{setting}-{i}": make_problem(setting, rng) for i in range(n)}
     questions = [
         Question(key, p.prompt, str(p.answer), write_chain(p, (False,) * len(p.days))) for key, p in problems.items()
     ]
     return problems, questions
+
+
+def respond(loaded, questions, n: int, seed: int):
+    responses = sample_responses(loaded, questions, n=n, max_new_tokens=192, seed=seed, batch_size=512)
+    return verify_responses(responses, questions, gsm8k_exact_match)
+
+
+def mixture(easy, long):
+    """What the adapters learn from: right responses of both kinds, and about as many wrong ones."""
+    right = [[r for r in side if r.correct] for side in (easy, long)]
+    wrong = [[r for r in side if r.correct is False] for side in (easy, long)]
+    return right[0][:250] + right[1] + wrong[0][:200] + wrong[1][:200]
 
 
 def show(name: str, tally: Tally) -> None:
@@ -57,20 +69,20 @@ def show(name: str, tally: Tally) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=150)
-    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--wrong", type=int, default=200)
-    parser.add_argument("--rollouts", type=int, default=32)
+    parser.add_argument("--rollouts", type=int, default=16)
     options = parser.parse_args()
     loaded, started = load_model(str(MODEL)), time.perf_counter()
 
-    problems, questions = draw(options.questions, "train")
-    responses = sample_responses(loaded, questions, n=options.samples, max_new_tokens=192, seed=1, batch_size=512)
-    known = verify_responses(responses, questions, gsm8k_exact_match)
-    print(f"{len(known)} responses, {sum(bool(r.correct) for r in known)} right, {time.perf_counter() - started:.0f} s")
+    problems, known = {}, {}
+    for setting, n_questions in (("easy", 100), ("long", 150)):
+        drawn, questions = draw(n_questions, "train", setting)
+        problems |= drawn
+        known[setting] = respond(loaded, questions, 8, seed=1)
+    print(f"{sum(map(len, known.values()))} responses, {time.perf_counter() - started:.0f} s", flush=True)
 
-    right_steps = all_steps = labelled = 0
-    for r in known:
+    right_steps = all_steps = labelled = n_chains = 0
+    for r in known["easy"] + known["long"]:
         problem = problems[r.question_id]
         label = label_chain(problem, r.text)
         if label.flips is None:
@@ -79,14 +91,13 @@ def main() -> None:
         got = [step.text.strip() for step in decompose(loaded.tokenizer, r.completion_ids)]
         all_steps, right_steps = all_steps + len(want), right_steps + len(set(enumerate(want)) & set(enumerate(got)))
         solution = write_chain(problem, (False,) * len(problem.days))
+        n_chains += 1
         labelled += first_wrong(label_by_solution(got, solution)) == label.first_wrong_step
-    n_chains = sum(label_chain(problems[r.question_id], r.text).flips is not None for r in known)
     show(f"steps split as generated ({n_chains} chains)", Tally(right_steps, all_steps))
     show("first wrong step by comparing with the solution", Tally(labelled, n_chains))
 
-    problems, questions = draw(options.wrong, "test")
-    responses = sample_responses(loaded, questions, n=2, max_new_tokens=192, seed=2, batch_size=512)
-    judged = verify_responses(responses, questions, gsm8k_exact_match)
+    problems, questions = draw(options.wrong, "test", "long")
+    judged = respond(loaded, questions, 2, seed=2)
     wrong = [r for r in judged if r.correct is False and label_chain(problems[r.question_id], r.text).flips]
     wrong = wrong[: options.wrong]
     chains = [decompose(loaded.tokenizer, r.completion_ids) for r in wrong]
@@ -99,8 +110,8 @@ def main() -> None:
 
     found = {}
     mark = time.perf_counter()
-    config = ContrastiveConfig(epochs=4, lr=3e-3, batch_size=16)
-    with contrastive_pair(loaded, known, config) as pair:
+    config = ContrastiveConfig(epochs=3, lr=5e-3, batch_size=32)
+    with contrastive_pair(loaded, mixture(**known), config) as pair:
         scores = pair.scores(wrong)
     print(f"cDPO: {time.perf_counter() - mark:.0f} s with training", flush=True)
     found["cDPO, lowest"] = [lowest(s) for s in scores]
@@ -108,9 +119,9 @@ def main() -> None:
         found[f"cDPO, first below {threshold}"] = [first_below(s, threshold) for s in scores]
     mark = time.perf_counter()
     for layer in VALUE_LAYERS:
-        falls = fit_value(loaded, known, layer).falls(loaded, wrong)
+        falls = fit_value(loaded, known["long"][:600], layer).falls(loaded, wrong)
         found[f"value, block {layer}, largest fall"] = [lowest([-f for f in row]) for row in falls]
-        found[f"value, block {layer}, first fall above .2"] = [first_below([-f for f in row], -0.2) for row in falls]
+        found[f"value, block {layer}, first fall above .1"] = [first_below([-f for f in row], -0.1) for row in falls]
     print(f"value: {time.perf_counter() - mark:.0f} s", flush=True)
     for name, tokens in found.items():
         located = locate(steps(tokens), truth)
