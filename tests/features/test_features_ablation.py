@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,7 +184,7 @@ def test_on_the_bundled_model() -> None:
     assert [
         policy.tokenizer.decode(r.completion_ids[t.start : t.end]) for r, t in zip(responses, answers, strict=True)
     ] == [r.extracted for r in responses]
-    targets = [replace(target, kind="logit") for target in answers]
+    targets = answers
     agreement = ablation_agreement(policy, sae, responses, targets, n_features=50)
     assert len(agreement.feature_ids) == 50 and agreement.spearman >= 0.8 and agreement.spearman_each >= 0.8
     effect = top_against_random(policy, sae, responses, targets, draws=3)

@@ -227,8 +227,8 @@ def test_the_model_is_left_as_it_was(
 
 def test_where_the_answer_stands(char_tokenizer: PreTrainedTokenizerFast) -> None:
     ids = char_tokenizer.encode("12 is 3#12\n", add_special_tokens=False)
-    assert answer_target(char_tokenizer, response([0], ids, extracted="12")) == Target(8, 10)
-    assert answer_target(char_tokenizer, response([0], ids, extracted="3")) == Target(6, 7)
+    assert answer_target(char_tokenizer, response([0], ids, extracted="12")) == Target(8, 10, "logit")
+    assert answer_target(char_tokenizer, response([0], ids, extracted="3")) == Target(6, 7, "logit")
     assert answer_target(char_tokenizer, response([0], ids, extracted="7")) is None
     assert answer_target(char_tokenizer, response([0], ids, extracted=None)) is None
 
@@ -251,7 +251,9 @@ def test_table_equals_scipy_over_question_means(
     kept = [i for i in range(12) if i != 3]
     found = everything(policy, sae, [rows[i] for i in kept], [targets[i] for i in kept])
     names = np.array([rows[i].question_id for i in kept])
-    attr, acts = found.attr_BF.double().numpy(), found.acts_BF.double().numpy()
+    every = everything(policy, sae, rows, [Target(1, len(row.completion_ids)) for row in rows])
+    asked, acts = np.array([row.question_id for row in rows]), every.acts_BF.double().numpy()
+    attr = found.attr_BF.double().numpy()
     mean_QF = np.stack([attr[names == q].mean(0) for q in np.unique(names)])
     np.testing.assert_allclose(frame["effect"], mean_QF.mean(0), rtol=1e-3, atol=1e-4)
     p = stats.ttest_1samp(mean_QF, 0).pvalue
@@ -263,13 +265,13 @@ def test_table_equals_scipy_over_question_means(
     )
     support = found.fires_BF.float().mean(0).numpy()
     np.testing.assert_allclose(frame["support"], support, atol=1e-6)
-    tested = support >= 0.3
+    tested = (support >= 0.3) & (frame["scale"] > 0).to_numpy()
     assert 0 < tested.sum() < len(tested)
     q = multipletests(frame["p_value"][tested], method="fdr_bh")[1]
     np.testing.assert_allclose(frame["q_value"][tested], q)
     assert (frame["q_value"][~tested] == 1).all() and (frame["stability"][~tested] == 0).all()
-    spread = sum(((acts[names == q] - acts[names == q].mean(0)) ** 2).sum(0) for q in np.unique(names))
-    np.testing.assert_allclose(frame["scale"], np.sqrt(spread / (11 - 5)), rtol=1e-3, atol=1e-5)
+    spread = sum(((acts[asked == q] - acts[asked == q].mean(0)) ** 2).sum(0) for q in np.unique(asked))
+    np.testing.assert_allclose(frame["scale"], np.sqrt(spread / (12 - 5)), rtol=1e-3, atol=1e-5)
     # The largest features are found in most halves, and 6 halves of top 5 cannot add up to more than 5.
     assert frame["stability"].sum() <= 5
     assert frame["stability"][table.frame["id"][0]] >= 0.5

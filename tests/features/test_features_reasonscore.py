@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
-from mechreward.features.means import QuestionMeans, stability
+from mechreward.features.means import QuestionMeans, stability, varies
 from mechreward.features.reasonscore import (
     DEFAULT_REASONING_VOCAB,
     Windows,
@@ -281,3 +281,8 @@ def test_stability_counts_halves_with_the_same_sign() -> None:
     # Of each two questions a half takes one; the first feature sums to 13 over all.
     assert means._sum_SF.sum(0).tolist() == [13, 9]
     assert set(means.stability(np.array([True, True]), 1)) <= {0, 0.5, 1}
+
+
+def test_what_varies_by_rounding_alone_does_not_vary() -> None:
+    scale, mean = np.array([0.0, 1e-7, 1e-3, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    assert varies(scale, mean).tolist() == [False, False, True, False]

@@ -127,15 +127,14 @@ def _explore(
 
 
 def _other(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, responses: list[Response]) -> ContrastTable:
-    from mechreward.features.attribution_table import attribution_table
-    from mechreward.features.reasonscore_table import reasonscore_table
-    from mechreward.features.targets import answer_target
+    from mechreward.features import DEFAULT_REASONING_VOCAB, answer_target, attribution_table, reasonscore_table
 
     title = f"{settings.method}: {sae.d_sae} features, {len(responses)} responses"
     with RichProgress().stage(title, len(responses)) as advance:
         if settings.method == "reasonscore":
             return reasonscore_table(
-                loaded, sae, responses, min_support=settings.min_support, halves=settings.halves, seed=settings.seed,
+                loaded, sae, responses, words=settings.words or DEFAULT_REASONING_VOCAB,
+                min_support=settings.min_support, halves=settings.halves, seed=settings.seed,
                 batch_size=settings.read_batch_size, on_batch=advance,
             )  # fmt: skip
         targets = [answer_target(loaded.tokenizer, response) if response.correct else None for response in responses]

@@ -26,7 +26,9 @@ class DiscoverSettings(AskSettings):
     """Verified responses to read instead of sampling: a run's `responses/known.parquet`."""
     method: Literal["contrast", "probe", "attribution", "reasonscore"] = "contrast"
     """`contrast` looks at one feature at a time, `probe` fits all together with an L1 penalty; `attribution` ranks by
-    what a feature does for the log-probability of right answers, `reasonscore` by where it fires at reasoning words."""
+    what a feature does for the logit of right answers, `reasonscore` by where it fires at reasoning words."""
+    words: tuple[str, ...] = ()
+    """Reasoning words of `reasonscore`; by default the paper's ten."""
     pooling: str = "mean"
     """How a feature's tokens become one number: `mean`, `max`, `last`, `last_16`, `weighted_mean`, or `step_end:`
     and the text that ends a step."""

@@ -1,7 +1,8 @@
 """Discovery by attribution: features ranked by what they do for a target, on average over questions.
 
-A feature's attributions (`attribution`) are averaged over the answers to a question, then over questions. In one pass,
-in memory of [batch_size, F] and [halves, F] numbers.
+A feature's attributions (`attribution`) are averaged over the answers to a question, then over questions. One pass over
+the answers with a target, and a forward to the SAE's block over all for the scale; in memory are [batch_size, F]
+and [halves, F] numbers.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from mechreward.errors import InputError
 from mechreward.features.attribution import STEPS, AttributionBatch, Method, iter_attributions
 from mechreward.features.contrast import ContrastTable, q_values, ranked
-from mechreward.features.means import QuestionMeans
-from mechreward.features.mixed import Array
+from mechreward.features.means import QuestionMeans, varies
+from mechreward.features.mixed import Array, Bools
 from mechreward.features.nodes import Places
+from mechreward.features.pooling import pooled_activations
 from mechreward.features.targets import Target
 from mechreward.models import LoadedModel
 from mechreward.rollout import Response
@@ -45,11 +46,13 @@ def attribution_table(
     Columns: id; effect, the mean attribution in the units of the target (nats or logits: positive features push it up);
     d, the mean over questions divided by its standard deviation over them; p_value, one-sample t of question means;
     q_value (Benjamini and Hochberg); stability as in `contrast`; support, share of answers in which the feature fires;
-    scale, standard deviation within a question of its mean activation.
+    scale, standard deviation within a question of its mean activation, over all responses, those
+    without a target too: a reward tells answers to a question apart, and right ones alone can be all the same.
 
     Args:
         targets: one a response; a response whose target is None is left out.
-        min_support: features that fire in a smaller share of answers are not tested: q is 1, stability 0.
+        min_support: features that fire in a smaller share of answers, or as much in every answer to a question, are not
+            tested: q is 1, stability 0.
 
     Raises:
         InputError: as `iter_attributions`, if fewer than two questions are left, or none with two answers.
@@ -75,7 +78,7 @@ def attribution_table(
         sums.add(batch, [kept[row][0].question_id for row in batch.rows])
         on_batch(len(batch.rows))
     sums.close()
-    frame = _frame(sums, min_support, top_k)
+    frame = _frame(sums, *_scales(loaded, sae, responses), min_support, top_k)
     return ContrastTable(frame, len(place), len(place), len(kept), method="attribution")
 
 
@@ -84,34 +87,45 @@ class _Sums:
 
     def __init__(self, n_features: int, halves: int, seed: int) -> None:
         self.means = QuestionMeans(n_features, halves, seed)
-        self.fires_F, self.spread_F = np.zeros(n_features), np.zeros(n_features)
+        self.fires_F = np.zeros(n_features)
         self.n = 0
         self._open = ""
         self._attr: list[Array] = []
-        self._acts: list[NDArray[np.float64]] = []
 
     def add(self, batch: AttributionBatch, questions: list[str]) -> None:
-        attr_BF, acts_BF = batch.attr_BF.double().cpu().numpy(), batch.acts_BF.double().cpu().numpy()
         self.fires_F += batch.fires_BF.sum(0).cpu().numpy()
         self.n += len(questions)
-        for question, attr_F, acts_F in zip(questions, attr_BF, acts_BF, strict=True):
+        for question, attr_F in zip(questions, batch.attr_BF.double().cpu().numpy(), strict=True):
             if question != self._open:
                 self.close()
             self._open = question
             self._attr.append(attr_F)
-            self._acts.append(acts_F)
 
     def close(self) -> None:
         """Adds the question whose answers have all come by."""
         if self._attr:
             self.means.add(np.mean(self._attr, axis=0))
-            self.spread_F += np.var(self._acts, axis=0) * len(self._acts)
-        self._attr, self._acts = [], []
+        self._attr = []
 
 
-def _frame(sums: _Sums, min_support: float, top_k: int) -> pd.DataFrame:
+def _scales(loaded: LoadedModel, sae: SAE, responses: Sequence[Response]) -> tuple[Array, Bools]:
+    """Standard deviation within a question of each feature's mean activation, and whether it is more than rounding."""
+    spread_F, total_F, n, n_questions = np.zeros(sae.d_sae), np.zeros(sae.d_sae), 0, 0
+    for batch in pooled_activations(loaded, sae, responses, "mean"):
+        acts_BF, questions = batch.acts_BF.double().numpy(), np.array(batch.question_ids)
+        for question in dict.fromkeys(batch.question_ids):
+            acts_GF = acts_BF[questions == question]
+            spread_F += np.var(acts_GF, axis=0) * len(acts_GF)
+            n_questions += 1
+        total_F += acts_BF.sum(0)
+        n += len(acts_BF)
+    scale_F = np.sqrt(spread_F / (n - n_questions))
+    return scale_F, varies(scale_F, total_F / n)
+
+
+def _frame(sums: _Sums, scale_F: Array, varies_F: Bools, min_support: float, top_k: int) -> pd.DataFrame:
     means, support_F = sums.means, sums.fires_F / sums.n
-    tested_F = support_F >= min_support
+    tested_F = (support_F >= min_support) & varies_F
     deviation_F = np.sqrt(means.square_F / (means.n - 1))
     p_F = means.p_values()
     return ranked(
@@ -124,7 +138,7 @@ def _frame(sums: _Sums, min_support: float, top_k: int) -> pd.DataFrame:
                 "q_value": q_values(p_F, tested_F),
                 "stability": means.stability(tested_F, top_k),
                 "support": support_F,
-                "scale": np.sqrt(sums.spread_F / (sums.n - means.n)),
+                "scale": scale_F,
             }
         )
     )

@@ -12,6 +12,9 @@ from scipy import stats
 from mechreward.features.halves import HalfSamples
 from mechreward.features.mixed import Array, Bools
 
+ROUNDING = 1e-5
+"""Relative difference below which two mean activations are the same one, read in another batch."""
+
 
 class QuestionMeans:
     """Running mean and squares of [F] over questions, and sums over S half-samples of them."""
@@ -40,6 +43,11 @@ class QuestionMeans:
     def stability(self, tested_F: Bools, top_k: int) -> Array:
         """Share of halves in which a tested feature is among the `top_k` of largest |mean|, with its overall sign."""
         return stability(self._sum_SF, self.mean_F, tested_F, top_k)
+
+
+def varies(scale_F: Array, mean_F: Array) -> Bools:
+    """Whether a mean activation differs between answers to a question by more than float32 reading does."""
+    return np.asarray(scale_F > ROUNDING * mean_F)
 
 
 def stability(effect_SF: Array, effect_F: Array, tested_F: Bools, top_k: int) -> Array:

@@ -12,7 +12,7 @@ import torch
 from mechreward.errors import InputError
 from mechreward.features.contrast import ContrastTable, q_values, ranked
 from mechreward.features.halves import HalfSamples
-from mechreward.features.means import QuestionMeans, stability
+from mechreward.features.means import QuestionMeans, stability, varies
 from mechreward.features.mixed import Array
 from mechreward.features.nodes import check_fit
 from mechreward.features.reasonscore import (
@@ -55,6 +55,7 @@ def reasonscore_table(
     question's answers, those with tokens on both sides; q_value (Benjamini and Hochberg); stability, share of
     half-samples of questions in which the ReasonScore is among the `top_k` largest by size, with its sign; support,
     share of answers in which the feature fires; scale, standard deviation within a question of its mean activation.
+    Features below `min_support`, or with no such deviation, are not tested: q is 1, stability 0.
 
     Raises:
         InputError: if no word occurs, fewer than two questions have tokens inside and outside of windows, no question
@@ -89,7 +90,7 @@ class _Sums:
         self.means, self._samples = QuestionMeans(n_features, 2, seed), HalfSamples(halves, seed)
         self.sums_RF, self.counts_R = np.zeros((n_rows, n_features)), np.zeros(n_rows)
         self.half_SRF, self.half_SR = np.zeros((halves, n_rows, n_features), np.float32), np.zeros((halves, n_rows))
-        self.fires_F, self.spread_F = np.zeros(n_features), np.zeros(n_features)
+        self.fires_F, self.spread_F, self.acts_F = np.zeros((3, n_features))
         self.n = self.n_questions = 0
 
     def add(self, question: _Question) -> None:
@@ -102,7 +103,9 @@ class _Sums:
         total_BF = question.sums_BRF[:, INSIDE] + question.sums_BRF[:, OUTSIDE]
         tokens_B = question.counts_BR[:, INSIDE] + question.counts_BR[:, OUTSIDE]
         self.fires_F += (total_BF > 0).sum(0)
-        self.spread_F += np.var(total_BF / np.maximum(tokens_B, 1)[:, None], axis=0) * len(total_BF)
+        acts_BF = total_BF / np.maximum(tokens_B, 1)[:, None]
+        self.acts_F += acts_BF.sum(0)
+        self.spread_F += np.var(acts_BF, axis=0) * len(acts_BF)
         self.n, self.n_questions = self.n + len(total_BF), self.n_questions + 1
         if counts_R[INSIDE] and counts_R[OUTSIDE]:
             inside_F, outside_F = (share(sums_RF[row] / counts_R[row]) for row in (INSIDE, OUTSIDE))
@@ -132,7 +135,8 @@ def _questions(
 def _frame(sums: _Sums, alpha: float, min_support: float, top_k: int) -> pd.DataFrame:
     score_F, entropy_F, inside_F, outside_F = scores(sums.sums_RF, sums.counts_R, alpha)
     support_F = sums.fires_F / sums.n
-    tested_F = support_F >= min_support
+    scale_F = np.sqrt(sums.spread_F / (sums.n - sums.n_questions))
+    tested_F = (support_F >= min_support) & varies(scale_F, sums.acts_F / sums.n)
     halves = zip(sums.half_SRF, sums.half_SR, strict=True)
     half_SF = np.stack([scores(sums_RF.astype(np.float64), counts_R, alpha)[0] for sums_RF, counts_R in halves])
     p_F = sums.means.p_values()
@@ -148,7 +152,7 @@ def _frame(sums: _Sums, alpha: float, min_support: float, top_k: int) -> pd.Data
                 "q_value": q_values(p_F, tested_F),
                 "stability": stability(half_SF, score_F, tested_F, top_k),
                 "support": support_F,
-                "scale": np.sqrt(sums.spread_F / (sums.n - sums.n_questions)),
+                "scale": scale_F,
             }
         )
     )

@@ -66,7 +66,9 @@ def check_targets(responses: Sequence[Response], targets: Sequence[Target], voca
 
 
 def answer_target(tokenizer: PreTrainedTokenizerBase, response: Response) -> Target | None:
-    """The log-probability of the answer that the verifier took from the response; None where its text is not found.
+    """The logit of the answer that the verifier took from the response; None where its text is not found.
+
+    Not its log-probability: of an answer that the model is sure of that has next to no gradient.
 
     The last place that spells `response.extracted` counts; tokens that hold any of its characters are in the span.
     """
@@ -81,7 +83,7 @@ def answer_target(tokenizer: PreTrainedTokenizerBase, response: Response) -> Tar
     if at < 0:
         return None
     counts = range(len(ids) + 1)
-    return Target(bisect_right(counts, at, key=length) - 1, bisect_left(counts, at + len(answer), key=length))
+    return Target(bisect_right(counts, at, key=length) - 1, bisect_left(counts, at + len(answer), key=length), "logit")
 
 
 def _measure_row(batch: LogitsBatch, row: int, target: Target) -> Tensor:
