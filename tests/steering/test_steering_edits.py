@@ -127,6 +127,22 @@ def test_change_is_a_difference_of_decodings(kind, llama, hand) -> None:
     assert back.abs().max() <= 1e-4 * wanted_ND.abs().max()
 
 
+@pytest.mark.parametrize("kind", KINDS[:4], ids=str)
+def test_both_ways_of_reading_agree(kind, llama, hand, monkeypatch) -> None:
+    sae = hand.make_sae(llama, kind[0], **kind[1])
+    variant = Variant(llama, sae)
+    variant.set([3, 11, 20], 0.5, mode="scale")
+    program = compile_rules(sae, variant.rules)
+    h_ND = torch.randn(30, 32) * sae.W_dec_FD.std() * 2
+    few = program.acts(h_ND)
+    monkeypatch.setattr("mechreward.steering.program.FEW_PRODUCTS", 0)
+    staged = program.acts(h_ND)
+    assert list(few) == list(staged) == [3, 11, 20]
+    for feature, values in few.items():
+        assert (values > 0).tolist() == (staged[feature] > 0).tolist()
+        torch.testing.assert_close(values, staged[feature], rtol=1e-4, atol=1e-4)
+
+
 def test_a_nudge_is_not_read_for(llama, llama_sae) -> None:
     variant = Variant(llama, llama_sae)
     variant.set(3, 2.0, unit="raw")

@@ -26,6 +26,9 @@ from mechreward.steering.conditions import Condition, features_of
 from mechreward.steering.edits import Rule
 
 Control = Literal["random", "wrong_sign"]
+FEW_PRODUCTS = 2**22
+"""Tokens x D x F up to which encoding every feature is faster than the staged reading of a few (tiny SAE on a CPU);
+by the SAE's rule both have the same features active."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,11 @@ class Program:
         """Activations [N] of every feature that the rules or the watched conditions look at."""
         if not self.read:
             return {}
-        return dict(zip(self.read, self.sae.read(h_ND, self.read).unbind(-1), strict=True))
+        if h_ND.numel() * self.sae.d_sae <= FEW_PRODUCTS:
+            acts_NR = self.sae.encode(h_ND)[:, list(self.read)]
+        else:
+            acts_NR = self.sae.read(h_ND, self.read)
+        return dict(zip(self.read, acts_NR.unbind(-1), strict=True))
 
     def change(self, h_ND: Float[Tensor, "n d"], acts: dict[int, Tensor]) -> Float[Tensor, "n d"]:
         """What the rules add to the residuals, float32."""
