@@ -19,6 +19,7 @@ _HOMES = {
     "InputError": "errors",
     "LastKAggregation": "reward",
     "LinearAnnealSchedule": "reward",
+    "LinearProbe": "probes",
     "MaxAggregation": "reward",
     "MeanAggregation": "reward",
     "OutcomeReward": "reward",
@@ -38,6 +39,7 @@ _HOMES = {
     "improve": "pipeline",
     "load_model": "models",
     "load_pack": "features",
+    "load_probe": "probes",
     "load_questions": "tasks",
     "load_sae": "sae",
     "load_topk_sae": "sae",
@@ -46,15 +48,17 @@ _HOMES = {
     "read_residuals": "models",
     "sample_responses": "rollout",
     "save_pack": "features",
+    "save_probe": "probes",
     "save_sae": "sae",
     "split_questions": "tasks",
+    "train_linear_probe": "probes",
     "train_sae": "sae",
     "verify_responses": "rollout",
     "write_report": "report",
 }
 _ROOMS = (
-    "models", "tasks", "verifiers", "rollout", "sae", "features", "reward", "gates", "steering", "training",
-    "integrations", "report", "tiny",
+    "models", "tasks", "verifiers", "rollout", "sae", "probes", "features", "reward", "gates", "hacking", "steering",
+    "training", "integrations", "report", "tiny",
 )  # fmt: skip
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]

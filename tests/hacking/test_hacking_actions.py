@@ -68,6 +68,13 @@ def test_drop_centres_dense_advantages_by_row_means() -> None:
     assert after[1].tolist() == pytest.approx([7 - baseline, 0, 0]) and after[2].tolist() == [0, 0, 0]
 
 
+def test_drop_leaves_a_group_without_flags_as_it_is_centred_or_not() -> None:
+    shifted = spread(grpo(REWARDS, std=False) + 0.5)
+    after, _ = act_on_rollouts(shifted, MASK_BT, FLAGGED, "drop", group_size=4)
+    assert torch.equal(after[4:], shifted[4:])
+    assert after[:2].sum(1).tolist() != shifted[:2].sum(1).tolist()
+
+
 def test_a_group_that_is_dropped_whole_is_gone() -> None:
     flagged = torch.tensor([True] * 4 + [False] * 4)
     after, mask = act_on_rollouts(spread(grpo(REWARDS)), MASK_BT, flagged, "drop", group_size=4)
