@@ -139,7 +139,7 @@ def train_arm(
         args=make_args(config, out, next(loaded.model.parameters()).device),
         train_dataset=make_dataset(questions, config),
         processing_class=loaded.tokenizer,
-        peft_config=_lora(config),
+        peft_config=lora_config(config.lora_rank),
         callbacks=callbacks,
         dense=dense,
         on_rollouts=recorder,
@@ -243,12 +243,13 @@ def _trainable(loaded: LoadedModel, config: TrainConfig) -> Any:
     return model.requires_grad_(True)
 
 
-def _lora(config: TrainConfig) -> LoraConfig | None:
-    if not config.lora_rank:
+def lora_config(rank: int) -> LoraConfig | None:
+    """A LoRA adapter on all linear layers, alpha twice the rank; None for rank 0."""
+    if not rank:
         return None
     return LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
+        r=rank,
+        lora_alpha=2 * rank,
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
