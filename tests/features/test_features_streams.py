@@ -206,6 +206,16 @@ def test_least_number_of_answers_of_each_class() -> None:
     assert kept["stability"][3] > 0 and dropped["stability"][3] == 0 and dropped["q_value"][3] == 1
 
 
+def test_the_least_support_itself_is_enough() -> None:
+    acts, labels, questions = world([4] * 4, seed=11)
+    acts[:, 0] = (np.arange(16) % 4 == 1) * 2.0
+    batch = PooledBatch([f"q{q}" for q in questions], torch.tensor(labels), torch.tensor(acts))
+    tables = [contrast([batch], min_support=share, halves=2, permutations=0) for share in (0.25, 0.26)]
+    p_K, others = by_id(tables[0])["p_value"].to_numpy(), by_id(tables[0])["support"] >= 0.25
+    np.testing.assert_allclose(by_id(tables[0])["q_value"][others], multipletests(p_K[others], method="fdr_bh")[1])
+    assert [by_id(table)["stability"][0] > 0 for table in tables] == [True, False]
+
+
 def test_nothing_depends_on_batches_but_order() -> None:
     acts, labels, questions = world([4, 4, 6, 2, 3, 5], seed=9, shift=0.4)
     one = table_of(acts, labels, questions, cut=1, permutations=30, halves=6)
