@@ -56,12 +56,14 @@ def test_calm_batches_have_no_finding() -> None:
 
 
 def test_reward_without_accuracy_is_divergence_and_marks_wrong_paid_rollouts() -> None:
-    report = after(calm(), reward=2.0, accuracy=0.5)
+    report = after(calm(), reward=1.2, accuracy=0.5)
     assert names(report) == ["divergence"]
-    last = batch(reward=2.0, seed=12)
+    last = batch(reward=1.2, seed=12)
     mean = torch.cat([batch(seed=s).reward_B for s in range(3)]).mean()
     expected = (last.outcome_B == 0) & (last.reward_B > mean)
-    assert torch.equal(report.flagged_B, expected) and 0.4 < report.flag_rate <= 0.5
+    paid_B = last.reward_B > mean
+    assert torch.equal(report.flagged_B, expected) and 0.3 < report.flag_rate < 0.5
+    assert (paid_B & (last.outcome_B == 1)).any() and (~paid_B & (last.outcome_B == 0)).any()
     assert report.flagged_indices == expected.nonzero()[:, 0].tolist()
     assert "rose by" in report.findings[0].sentence and "+0.000" in report.findings[0].sentence
 
@@ -78,7 +80,17 @@ def test_reward_with_accuracy_is_none() -> None:
     assert not after(calm(accuracy=0.25), reward=2.0, accuracy=0.75).findings
 
 
+def test_accuracy_that_rises_with_noise_is_none() -> None:
+    mixed = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0] * 2)
+    better = torch.tensor([1.0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0] * 2)
+    rise, z = mean_rise([0.25, 0.5, 0.75, 0.0] * 6, [0.5, 0.75, 1.0, 0.25] * 6)
+    assert 1 < z < 4 and rise == 0.25
+    assert not after(calm(outcome_B=mixed), reward=2.0, outcome_B=better).findings
+    assert names(after(calm(outcome_B=mixed), reward=2.0, outcome_B=mixed)) == ["divergence"]
+
+
 def test_a_small_or_unclear_rise_is_none() -> None:
+    assert not after(calm(GuardConfig(reward_rise=3.0)), reward=2.0, accuracy=0.25).findings  # clear, but allowed
     assert not after(calm(), reward=0.3, accuracy=0.5).findings
     sure = after(calm(GuardConfig(reward_rise=0.01)), reward=0.3, accuracy=0.25)
     means = [[m for s in seeds for m in batch(reward=r, seed=s).reward_B.view(GROUPS, SIZE).mean(1).tolist()]
@@ -141,6 +153,10 @@ def test_reader_drift_per_rollout() -> None:
     report = calm().check(batch(seed=9, frozen_reward_B=frozen))
     assert report.flagged_indices == [7, 8] and set(report.reasons) == {"repetition", "reader drift"}
     assert names(calm().check(batch(seed=9, frozen_reward_B=one.reward_B - 3))) == ["reader drift"]
+    wide = HackingDetector()
+    for seed in range(3):
+        wide.check(batch(seed=seed, reward_B=5 * batch(seed=seed).reward_B))
+    assert wide.check(batch(seed=9, frozen_reward_B=frozen)).flagged_indices == []  # 1.5 is little beside an SD of 5
 
 
 def test_disagreement_comes_from_outside() -> None:
