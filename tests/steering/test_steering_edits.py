@@ -127,6 +127,17 @@ def test_change_is_a_difference_of_decodings(kind, llama, hand) -> None:
     assert back.abs().max() <= 1e-4 * wanted_ND.abs().max()
 
 
+def test_a_nudge_of_a_normalised_sae_depends_on_the_residual(llama, hand) -> None:
+    sae = hand.make_sae(llama, input_norm="layer_norm")
+    variant = Variant(llama, sae)
+    variant.set(3, 2.0, unit="raw")
+    program = compile_rules(sae, variant.rules)
+    assert program.read == () and program.constant_D is None
+    h_ND = torch.randn(4, 32) * torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    wanted_ND = 2.0 * sae.W_dec_FD[3] * h_ND.std(-1, keepdim=True)
+    torch.testing.assert_close(program.change(h_ND, {}), wanted_ND, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS[:4], ids=str)
 def test_both_ways_of_reading_agree(kind, llama, hand, monkeypatch) -> None:
     sae = hand.make_sae(llama, kind[0], **kind[1])

@@ -65,13 +65,13 @@ class Inspection:
         else:
             value_F = total_F / (max(1, acts.shape[0]) if by == "mean" else 1)
         order = np.lexsort((np.arange(len(value_F)), -total_F, -value_F))[:k]
-        return [Fired(self._feature(f), float(value_F[f])) for f in order if value_F[f] > 0]
+        return [Fired(self._feature(f), float(value_F[f])) for f in order.tolist() if value_F[f] > 0]
 
     def at(self, token: int, k: int = 10) -> list[Fired]:
         """The `k` strongest features on one token."""
         row_F = self.acts_TF[[token]].toarray().ravel()
         order = np.lexsort((np.arange(len(row_F)), -row_F))[:k]
-        return [Fired(self._feature(f), float(row_F[f])) for f in order if row_F[f] > 0]
+        return [Fired(self._feature(f), float(row_F[f])) for f in order.tolist() if row_F[f] > 0]
 
     def matrix(self, features: Sequence[int] | FeatureGroup | None = None) -> NDArray[np.float32]:
         """Activations [T, K] of some features, or [T, F] of all."""
@@ -81,7 +81,7 @@ class Inspection:
         return self.acts_TF[:, ids].toarray()
 
     def _feature(self, feature: int) -> Feature:
-        return Feature(int(feature), self.labels.get(int(feature), ""))
+        return Feature(feature, self.labels.get(feature, ""))
 
     def _repr_html_(self) -> str:
         """Every token, shaded by its strongest feature, with its three strongest as a tooltip."""
