@@ -137,8 +137,8 @@ def test_the_gap_is_what_is_left(policy: LoadedModel, random_sae: Callable[..., 
 
 def test_agreement_is_the_rank_correlation_of_both(policy: LoadedModel, random_sae: Callable[..., SAE]) -> None:
     sae = random_sae("relu")
-    found = ablation_agreement(policy, sae, ROWS, TARGETS, n_features=12, seed=4)
-    assert len(found.feature_ids) == 12 == len(set(found.feature_ids))
+    found = ablation_agreement(policy, sae, ROWS, TARGETS, n_features=40, seed=4)
+    assert len(found.feature_ids) == 40 == len(set(found.feature_ids))
     (batch,) = iter_attributions(policy, sae, ROWS, TARGETS)
     np.testing.assert_allclose(found.attributed_RK, batch.attr_BF[:, found.feature_ids], rtol=1e-5)
     for row, target, effects in zip(ROWS, TARGETS, found.ablated_RK, strict=True):
@@ -146,13 +146,15 @@ def test_agreement_is_the_rank_correlation_of_both(policy: LoadedModel, random_s
         np.testing.assert_allclose(effects, expected, atol=1e-5)
     both = stats.spearmanr(found.attributed_RK.sum(0), found.ablated_RK.sum(0)).statistic
     assert found.spearman == pytest.approx(both)
+    singly = [stats.spearmanr(a, b).statistic for a, b in zip(found.attributed_RK, found.ablated_RK, strict=True)]
+    assert min(abs(both - one) for one in singly) > 1e-3, singly  # so that one response alone would show
     fires = batch.fires_BF[:, found.feature_ids].numpy()
     each = [
         stats.spearmanr(a[f], b[f]).statistic
         for a, b, f in zip(found.attributed_RK, found.ablated_RK, fires, strict=True)
     ]
     assert found.spearman_each == pytest.approx(np.median(each))
-    assert ablation_agreement(policy, sae, ROWS, TARGETS, n_features=12, seed=5).feature_ids != found.feature_ids
+    assert ablation_agreement(policy, sae, ROWS, TARGETS, n_features=40, seed=5).feature_ids != found.feature_ids
 
 
 def test_top_against_random_on_a_linear_toy(toy: LoadedModel, random_sae: Callable[..., SAE]) -> None:
