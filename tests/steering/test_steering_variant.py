@@ -206,7 +206,7 @@ def test_inspection_by_a_naive_count(llama, llama_sae, variant) -> None:
     assert seen.top(1, threshold=high)[0].value == pytest.approx((acts[1:] > high).mean(0).max())
     assert [f.id for f, _ in seen.at(2, 3)] == np.argsort(-acts[2], kind="stable")[:3].tolist()
     with pytest.raises(InputError, match="by: 'most'"):
-        seen.top(1, "most")  # type: ignore[arg-type]
+        seen.top(1, "most")
 
 
 def test_search_and_neighbours(llama_sae, variant) -> None:

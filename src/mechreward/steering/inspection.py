@@ -44,7 +44,7 @@ class Inspection:
     """False for BOS and pads, which `top` leaves out."""
     labels: dict[int, str]
 
-    def top(self, k: int = 10, by: By = "frequency", threshold: float = 0.0) -> list[Fired]:
+    def top(self, k: int = 10, by: str = "frequency", threshold: float = 0.0) -> list[Fired]:
         """The `k` features of largest number over the tokens, largest first; only activations above `threshold` count.
 
         Args:
