@@ -1,5 +1,5 @@
-"""Verdicts on rewards: all statistics, the baselines a reward must beat, Gate 1 (Gates 2 and 3 come to live here), and
-the sweep that finds the block worth reading.
+"""Verdicts on rewards: all statistics, the baselines a reward must beat, Gate 1, Gates 2 and 3 (which judge results
+files of runs), and the sweep that finds the block worth reading.
 
 May be imported by hacking, steering, training, integrations, report, pipeline and cli; imports models, rollout,
 features and reward.
@@ -15,8 +15,20 @@ from mechreward.gates.baselines import (
     reward_from_words,
 )
 from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
+from mechreward.gates.crossed import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed
 from mechreward.gates.evidence import Correlations, Evidence, compare, judge_held_out, judge_scores
 from mechreward.gates.gate1 import Gate1Result, gate1
+from mechreward.gates.gate2 import (
+    ArmRun,
+    Crash,
+    Evaluation,
+    Gate2Bars,
+    Gate2Result,
+    StudyResults,
+    gate2,
+    judge_differences,
+)
+from mechreward.gates.gate3 import Answer, Canaries, Criterion, Gate3Bars, Gate3Result, PanelTask, Survival, gate3
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
 from mechreward.gates.layers import LayerSweep, ProbeScore, sweep_layers
 from mechreward.gates.reading import Readings, read_scores
@@ -41,6 +53,26 @@ from mechreward.gates.statistics import (
 )
 
 __all__ = [
+    "Answer",
+    "Canaries",
+    "Criterion",
+    "Gate3Bars",
+    "Gate3Result",
+    "PanelTask",
+    "Survival",
+    "gate3",
+    "ArmRun",
+    "Crash",
+    "Crossed",
+    "Evaluation",
+    "Gate2Bars",
+    "Gate2Result",
+    "StudyResults",
+    "crossed_interval",
+    "gate2",
+    "hierarchical_bootstrap",
+    "judge_differences",
+    "seeds_needed",
     "Attack",
     "Attacks",
     "Correlations",
