@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 from rich.console import Console
 
-from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer
+from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer, steer_repair
 from mechreward.cli.discover import discover
 from mechreward.cli.gate import gate
 from mechreward.cli.improve import DEMO, improve
@@ -26,7 +26,7 @@ VERBS = {
     "sae": "train, check, layers, info: sparse autoencoders",
     "pack": "list, show, validate, schema: feature packs",
     "features": "show: where features fire, and which tokens they speak for",
-    "steer": "inspect, generate, sweep: edits of features while the model runs",
+    "steer": "inspect, generate, sweep, repair: edits of features while the model runs",
     "info": "versions, device, extras",
 }
 USAGE = "usage: [bold]mechreward[/] COMMAND [--help]\n\n" + "\n".join(f"  {v:10}{what}" for v, what in VERBS.items())
@@ -34,11 +34,24 @@ COMMANDS: dict[str, Callable[..., int]] = {"report": look.report, "info": look.i
 GROUPS: dict[str, dict[str, Callable[..., int]]] = {
     "sae": {"train": sae_train.train, "check": sae_check.check, "layers": sae_layers.layers, "info": sae.info},
     "features": {"show": features.show},
-    "steer": {"inspect": steer.inspect, "generate": steer.generate, "sweep": steer.sweep},
+    "steer": {
+        "inspect": steer.inspect,
+        "generate": steer.generate,
+        "sweep": steer.sweep,
+        "repair": steer_repair.repair,
+    },
     "pack": {"list": pack.list_packs, "show": pack.show, "validate": pack.validate, "schema": pack.schema},
 }
 
-CONFIGURED = {features.show, sae_train.train, sae_check.check, sae_layers.layers, steer.generate, steer.sweep}
+CONFIGURED = {
+    features.show,
+    sae_train.train,
+    sae_check.check,
+    sae_layers.layers,
+    steer.generate,
+    steer.sweep,
+    steer_repair.repair,
+}
 """Verbs of a group that read a settings file under their flags; they are given both unparsed."""
 
 

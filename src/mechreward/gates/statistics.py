@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, permutation_test, spearmanr, ttest_ind
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from mechreward.errors import InputError
@@ -289,6 +290,19 @@ def paired_test(
     )  # fmt: skip
     name = "sign-flip permutation of per-question differences"
     return PairedResult(interval.value, interval.low, interval.high, float(flips.pvalue), name, len(difference_Q))
+
+
+def mcnemar_p(before: ArrayLike, after: ArrayLike) -> float:
+    """Two-sided exact p of McNemar's test (1947): yes or no, twice of each of some independent things.
+
+    Raises:
+        InputError: if the two are not as many.
+    """
+    first, second = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    if first.shape != second.shape:
+        raise InputError(f"pairs: {first.size} before and {second.size} after; McNemar's test needs both of each")
+    lost, won = int((first & ~second).sum()), int((~first & second).sum())
+    return float(mcnemar([[0, lost], [won, 0]], exact=True).pvalue)
 
 
 def welch(first: ArrayLike, second: ArrayLike) -> dict[str, Array]:
