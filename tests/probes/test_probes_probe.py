@@ -60,6 +60,13 @@ def test_masked_states_have_no_say_and_empty_rows_are_nan(pooling) -> None:
     assert one.row_proba(H_BTD[:, :0], mask_BT[:, :0]).isnan().all()
 
 
+@pytest.mark.parametrize(("pooling", "first"), [("max", -1.0), ("min", 1.0)])
+def test_a_masked_token_is_not_one_at_the_origin(pooling, first) -> None:
+    h_BTD = torch.tensor([[[first, 0.0], [0.0, 0.0]]])  # the second has log-odds .5, and is masked
+    one = probe(pooling=pooling)
+    assert one.pooled_logits(h_BTD, torch.tensor([[True, False]])).item() == 0.5 + first
+
+
 def test_calibration_moves_pooled_log_odds_only() -> None:
     one = probe(slope=0.5, intercept=-1.0)
     assert one.row_proba(H_BTD, MASK_BT)[0].item() == pytest.approx(1 / (1 + math.exp(-(0.5 * 3.5 - 1.0))))
