@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mechreward.chains import ContrastiveConfig, contrastive_pair, lowest
-from mechreward.chains.contrastive import contrastive_scores
+from mechreward.chains.contrastive import _batches, contrastive_scores
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, LogitsBatch
 from mechreward.rollout import Response
@@ -104,6 +104,19 @@ def test_the_seed_decides(loaded: LoadedModel) -> None:
             return pair.scores(made(2, 3))
 
     assert scores(0) == scores(0) != scores(1)
+
+
+def test_each_epoch_has_every_response_once_in_an_order_of_the_seed() -> None:
+    responses = made(10, 0)
+
+    def epochs(seed: int) -> list[list[str]]:
+        batches = list(_batches(responses, ContrastiveConfig(seed=seed, epochs=2, batch_size=4)))
+        assert [len(batch) for batch in batches] == [4, 4, 2] * 2
+        names = [r.question_id for batch in batches for r in batch]
+        return [names[:10], names[10:]]
+
+    assert all(sorted(epoch) == sorted(r.question_id for r in responses) for epoch in epochs(0))
+    assert epochs(0)[0] != epochs(0)[1] and epochs(0) == epochs(0) != epochs(1)
 
 
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_qwen2"])

@@ -18,7 +18,7 @@ from mechreward.verifiers import gsm8k_exact_match
 
 def test_soft_and_hard_labels_and_wilsons_interval() -> None:
     tally = Tally(2, 8)
-    assert (tally.hard, tally.soft, Tally(0, 8).hard) == (True, 0.25, False)
+    assert (tally.hard, tally.soft, Tally(1, 8).hard, Tally(0, 8).hard) == (True, 0.25, True, False)
     # Wilson's formula by hand.
     z, n, p = 1.959964, 8, 0.25
     centre, half = (

@@ -32,6 +32,8 @@ def test_a_step_that_is_too_long_is_cut_inside() -> None:
     entropies = [0.0, 0.0, 0.0, 0.3, 0.0, 0.8, 0.0, 0.0]
     assert cut_long(steps_of([1, 6, 1]), entropies, 4) == [(0, 4), (4, 8)]
     assert cut_long(steps_of([8]), entropies, 6) == [(0, 5), (5, 8)]
+    # As few cuts inside as can be, whatever the entropies there: (0, 3), (3, 7), (7, 10) would have two.
+    assert cut_long(steps_of([2, 8]), [float(t in (3, 7)) for t in range(10)], 4) == [(0, 2), (2, 6), (6, 10)]
 
 
 @given(

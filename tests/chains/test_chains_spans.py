@@ -86,3 +86,13 @@ def test_one_wrong_byte_rewrites_its_run(tokenizers) -> None:
     assert token_ends(tokenizer, good) == ("é", [0, 1])
     text, ends = token_ends(tokenizer, [*good, byte("<0x80>"), byte("1")])
     assert text == "\ufffd\ufffd\ufffd1" and ends == [1, 1, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("text", ["so  12 + 3\n好é 7 → ok", "a 🙂🙂 b. c"])
+def test_ordinary_text_needs_no_second_look(tokenizers, kind: str, text: str, monkeypatch) -> None:
+    """The way that decodes whole prefixes takes quadratic time: only bytes that are no characters are worth it."""
+    monkeypatch.setattr("mechreward.chains.spans._ends_by_prefixes", None)
+    ids = tokenizers[kind](text, add_special_tokens=False)["input_ids"]
+    found, ends = token_ends(tokenizers[kind], ids)
+    assert found == text and ends[-1] == len(text)
