@@ -71,6 +71,7 @@ def test_positions_are_the_only_tokens_that_count(loaded: LoadedModel, pooling: 
 def test_positions_follow_the_mixed_questions(loaded: LoadedModel) -> None:
     sae, responses = make_sae(), make_responses(5)
     responses = [replace(r, correct=True) if r.question_id == "q0" else r for r in responses]
+    responses = [replace(r, completion_ids=r.completion_ids[at % 4 :]) for at, r in enumerate(responses)]
     random.Random(1).shuffle(responses)
     last = [[len(r.completion_ids) - 1] for r in responses]
     at_last = discover(loaded, sae, responses, positions=last, halves=2, permutations=3)

@@ -16,9 +16,10 @@ from statsmodels.stats.multitest import multipletests
 
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, PooledBatch, contrast
-from mechreward.features.halves import HalfSamples
+from mechreward.features.halves import HalfSamples, HalfSums
 from mechreward.features.mixed import MixedQuestions
 from mechreward.features.shuffles import family_p_values
+from mechreward.features.slopes import within
 
 
 def world(sizes: list[int], n_features: int = 8, seed: int = 0, shift: float = 0.0) -> tuple[np.ndarray, ...]:
@@ -256,6 +257,24 @@ def test_half_samples_are_complementary_pairs() -> None:
     assert (in_SQ[:2] == ~in_SQ[2:]).all()
     assert (in_SQ[:, ::2] == ~in_SQ[:, 1::2]).all()
     assert 0 < in_SQ[:2, ::2].sum() < 6
+
+
+def test_sums_of_halves_by_loops() -> None:
+    acts, labels, questions = world([3, 5, 2, 4, 6], 3, seed=12)
+    batch = PooledBatch([f"q{q}" for q in questions], torch.tensor(labels), torch.tensor(acts))
+    (block,) = MixedQuestions().blocks([batch])
+    sums, in_SQ = HalfSums(3, 4, seed=1), HalfSamples(4, seed=1).draw(5)
+    sums.add(block, *within(block)[1:])
+    for half, in_Q in enumerate(in_SQ):
+        chosen = [q for q in range(5) if in_Q[q]]
+        assert sums.free_S[half] == sum((questions == q).sum() - 1 for q in chosen)
+        right = [labels[questions == q] - labels[questions == q].mean() for q in chosen]
+        x = [np.log1p(acts[questions == q].astype(np.float64)) for q in chosen]
+        assert sums.w_S[half] == pytest.approx(sum(y @ y for y in right))
+        expected = sum((y @ z for y, z in zip(right, x, strict=True)), np.zeros(3))
+        np.testing.assert_allclose(sums.u_SF[half], expected, atol=1e-9)
+        squares = sum((((z - z.mean(0)) ** 2).sum(0) for z in x), np.zeros(3))
+        np.testing.assert_allclose(sums.square_SF[half], squares, atol=1e-9)
 
 
 @pytest.mark.parametrize(
