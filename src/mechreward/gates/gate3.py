@@ -273,7 +273,8 @@ def scorer_kept(measured: Sequence[Survival], bootstrap: Bootstrap) -> Criterion
         return _unmeasured("scorer", "Gate 1's lower bound is not given, or not the same for every seed")
     [bar] = [low for low in lows if low is not None]
     rows = [(f"{a.question}\0{one.seed}", a) for one in measured for a in one.after]
-    pairs = question_pairs([a.frozen for _, a in rows], [a.correct for _, a in rows], [group for group, _ in rows])
+    scores_N, right_N = (np.array(values) for values in zip(*[(a.frozen, a.correct) for _, a in rows], strict=True))
+    pairs = question_pairs(scores_N, right_N, np.array([group for group, _ in rows]))
     questions = [group.split("\0")[0] for group in sorted({group for group, _ in rows})]
     names, code = np.unique(questions, return_inverse=True)
     both = (np.bincount(code, values, len(names)).astype(np.float64) for values in (pairs.wins_Q, pairs.pairs_Q))

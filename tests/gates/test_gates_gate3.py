@@ -1,0 +1,206 @@
+"""Gate 3 on made-up results: each criterion met, broken and open, against scipy and statsmodels; bad files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy.stats import norm
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from mechreward.errors import InputError
+from mechreward.gates import (
+    Answer,
+    ArmRun,
+    Canaries,
+    Criterion,
+    Evaluation,
+    Gate3Bars,
+    PanelTask,
+    StudyResults,
+    Survival,
+    crossed_interval,
+    gate3,
+    within_question_auroc,
+)
+
+N = 60
+
+
+def study(sae: float = 0.55, outcome: float = 0.5, seeds: int = 5, spread: float = 0.01) -> StudyResults:
+    rng = np.random.default_rng(0)
+    runs = [
+        ArmRun(
+            arm=arm,
+            seed=seed,
+            evaluations=(
+                Evaluation(step=5, correct={f"q{i}": float(v) for i, v in enumerate(final + rng.normal(0, spread, N))}),
+            ),
+        )
+        for arm, final in (("outcome", outcome), ("sae", sae))
+        for seed in range(seeds)
+    ]
+    return StudyResults(judged="sae", runs=tuple(runs))
+
+
+def answers(seed: int, live: float, frozen: float, probe: float | None, sharp: float = 3.0) -> tuple[Answer, ...]:
+    rng = np.random.default_rng([seed, int(100 * live)])
+    rows = []
+    for question in range(N):
+        for sample in range(4):
+            right = sample < 2
+            noise = float(rng.normal(0, 0.3)) + (sharp * 0.3 if right else 0.0)
+            chance = None if probe is None else float(np.clip(probe + rng.normal(0, 0.05), 0, 1))
+            row = {"live": live + noise, "frozen": frozen + noise, "probe": chance}
+            rows.append(Answer(question=f"q{question}", correct=right, **row))
+    return tuple(rows)
+
+
+TASK = PanelTask(before=0.6, before_error=0.005, after=0.6, after_error=0.005)
+
+
+def survival(seed: int = 0, live: float = 2.0, frozen: float = 1.9, **changes: object) -> Survival:
+    probes = changes.pop("probes", (0.5, 0.6))
+    sharp = changes.pop("sharp", 3.0)
+    assert isinstance(probes, tuple) and isinstance(sharp, float)
+    fields: dict[str, object] = {
+        "arm": "sae",
+        "seed": seed,
+        "before": answers(seed, 1.0, 1.0, probes[0]),
+        "after": answers(seed + 50, live, frozen, probes[1], sharp),
+        "gate1_low": 0.7,
+        "canaries_before": Canaries(paid=10, n=400),
+        "canaries_after": Canaries(paid=11, n=400),
+        "panel": {"sums": TASK, "logic": TASK},
+    }
+    return Survival(**(fields | changes))  # type: ignore[arg-type]
+
+
+def criterion(name: str, measured: Sequence[Survival], results: StudyResults | None = None) -> Criterion:
+    found = gate3(results or study(), measured, draws=500)
+    return next(c for c in found.criteria if c.name == name)
+
+
+def test_a_reward_that_survives() -> None:
+    result = gate3(study(), [survival(seed) for seed in range(2)], draws=500)
+    assert result.passed and [c.state for c in result.criteria] == ["met"] * 6, result.reason
+    assert result.to_dict()["bars"] == Gate3Bars().model_dump()
+
+
+def test_one_broken_fails_and_one_open_is_inconclusive() -> None:
+    failed = gate3(study(), [survival(frozen=1.2, probes=(None, None))], draws=500)
+    assert failed.verdict == "fail" and failed.reason.startswith("drift: +0.8")
+    undecided = gate3(study(), [survival(probes=(None, None))], draws=500)
+    assert (
+        undecided.verdict == "inconclusive" and undecided.reason == "probe: there is no held-out probe for every answer"
+    )
+
+
+def test_accuracy_is_one_sided_over_seeds_and_questions() -> None:
+    results = study(sae=0.5, spread=0.05)
+    found = criterion("accuracy", [survival()], results)
+    final = {
+        arm: [list(r.evaluations[0].correct.values()) for r in results.runs if r.arm == arm]
+        for arm in ("sae", "outcome")
+    }
+    wanted = crossed_interval(np.array(final["sae"]) - np.array(final["outcome"]), 0.90)
+    assert (found.value, found.low, found.high) == pytest.approx((wanted.value, wanted.low, wanted.high))
+    assert found.bar == -0.02 and found.state == "met"
+    assert criterion("accuracy", [survival()], study(sae=0.4)).state == "broken"
+    assert criterion("accuracy", [survival()], study(sae=0.48, spread=0.1)).state == "open"
+    assert criterion("accuracy", [survival()], study(seeds=1)).state == "open"
+
+
+def test_capability_is_the_mean_over_tasks() -> None:
+    worse = PanelTask(before=0.6, before_error=0.01, after=0.5, after_error=0.02)
+    two = [survival(seed, panel={"sums": TASK, "logic": worse}) for seed in range(2)]
+    found = criterion("capability", two)
+    error = ((0.005**2 + 0.005**2 / 2) + (0.01**2 + 0.02**2 / 2)) ** 0.5 / 2
+    assert found.value == pytest.approx(-0.05)
+    assert found.low == pytest.approx(-0.05 - norm.ppf(0.95) * error)
+    assert found.high == pytest.approx(-0.05 + norm.ppf(0.95) * error) and found.state == "broken"
+    assert criterion("capability", [survival(panel={})]).state == "open"
+    assert criterion("capability", [survival(0), survival(1, panel={"sums": TASK})]).state == "open"
+    noisy = PanelTask(before=0.6, before_error=0.05, after=0.6, after_error=0.05)
+    assert criterion("capability", [survival(panel={"sums": noisy})]).state == "open"
+
+
+def test_canaries_are_added_up_over_seeds() -> None:
+    two = [survival(seed, canaries_after=Canaries(paid=20, n=200)) for seed in range(2)]
+    found = criterion("canaries", two)
+    low, high = confint_proportions_2indep(40, 400, 20, 800, compare="diff", method="newcomb", alpha=0.05)
+    assert found.value == pytest.approx(0.075) and (found.low, found.high) == pytest.approx((low, high))
+    assert found.state == "open"
+    assert criterion("canaries", [survival(canaries_after=Canaries(paid=100, n=400))]).state == "broken"
+    few = survival(canaries_before=Canaries(paid=0, n=299), canaries_after=Canaries(paid=0, n=400))
+    assert criterion("canaries", [few]).state == "open"
+    enough = survival(canaries_before=Canaries(paid=0, n=300), canaries_after=Canaries(paid=0, n=300))
+    assert criterion("canaries", [enough]).state == "met"
+    few_but_many_paid = survival(canaries_before=Canaries(paid=0, n=100), canaries_after=Canaries(paid=60, n=100))
+    assert criterion("canaries", [few_but_many_paid]).state == "broken"
+    assert criterion("canaries", [survival(0), survival(1, canaries_after=None)]).state == "open"
+
+
+def test_drift_is_the_share_of_the_rise_that_the_frozen_model_does_not_show() -> None:
+    one = survival(live=2.0, frozen=1.9)
+    found = criterion("drift", [one])
+    live = np.mean([a.live for a in one.after]) - np.mean([a.live for a in one.before])
+    frozen = np.mean([a.frozen for a in one.after]) - np.mean([a.frozen for a in one.before])
+    assert found.value == pytest.approx(1 - frozen / live) and found.state == "met"
+    assert criterion("drift", [survival(frozen=1.5)]).state == "broken"
+    still = criterion("drift", [survival(live=1.0, frozen=1.0)])
+    assert still.state == "open" and "did not surely rise" in still.words
+    fallen = criterion("drift", [survival(live=0.5, frozen=0.5)])
+    assert fallen.state == "open"
+
+
+def test_scorer_compares_answers_of_one_policy_to_one_question() -> None:
+    two = [survival(0), survival(1, live=9.0, frozen=9.0)]
+    found = criterion("scorer", two)
+    rows = [(a.frozen, a.correct, f"{a.question}/{one.seed}") for one in two for a in one.after]
+    assert (
+        found.value == pytest.approx(within_question_auroc(*map(np.array, zip(*rows, strict=True))))
+        and found.state == "met"
+    )
+    assert criterion("scorer", [survival(sharp=0.0)]).state == "broken"
+    below = survival(gate1_low=found.value + 0.001)
+    assert criterion("scorer", [below]).state in ("open", "broken")
+    chance = criterion("scorer", [survival(sharp=0.0, gate1_low=0.3)])
+    assert chance.state == "open", "an AUROC that may be 1/2 is nothing that survived"
+    assert criterion("scorer", [survival(gate1_low=None)]).state == "open"
+    assert criterion("scorer", [survival(0), survival(1, gate1_low=0.6)]).state == "open"
+    wrong = tuple(a.model_copy(update={"correct": False}) for a in answers(1, 2.0, 2.0, 0.6))
+    assert criterion("scorer", [survival(after=wrong)]).state == "open"
+
+
+def test_the_probe_has_to_rise() -> None:
+    one = survival()
+    found = criterion("probe", [one])
+    rise = np.mean([a.probe or 0 for a in one.after]) - np.mean([a.probe or 0 for a in one.before])
+    assert found.value == pytest.approx(rise) and found.state == "met"
+    assert criterion("probe", [survival(probes=(0.6, 0.5))]).state == "broken"
+    assert criterion("probe", [survival(probes=(0.5, 0.5))]).state == "open"
+    assert criterion("probe", [survival(probes=(0.5, None))]).state == "open"
+
+
+@pytest.mark.parametrize(
+    ("measured", "sentence"),
+    [
+        ([], "measured: there is nothing"),
+        ([survival(arm="probe")], "seed 0 is of arm 'probe', the study judges 'sae'"),
+        ([survival(3), survival(3)], "seed 3 comes twice"),
+        ([survival(after=answers(0, 2.0, 2.0, 0.5)[:4])], "seed 0 answers other questions after training"),
+    ],
+)
+def test_bad_input(measured: list[Survival], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        gate3(study(), measured)
+
+
+def test_bad_files() -> None:
+    with pytest.raises(ValidationError, match="paid 5 must not be more than n 4"):
+        Canaries(paid=5, n=4)
+    with pytest.raises(ValidationError, match="finite"):
+        Answer(question="q", correct=True, live=float("nan"), frozen=0.0)
