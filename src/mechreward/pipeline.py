@@ -100,8 +100,10 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     try:
         sae = get_sae(inputs, folder, responses, progress)
         halves = split_questions(inputs.split.known, 0.5, stage_seed(config.seed, "gate"))
-        pack, table = discover_pack(inputs, folder, sae, _of(responses, halves.known), progress)
-        gate = judge_pack(inputs, folder, FeatureReward(pack, sae), table, _of(responses, halves.unknown), progress)
+        pack, table = discover_pack(inputs, folder, sae, answers_to(responses, halves.known), progress)
+        gate = judge_pack(
+            inputs, folder, FeatureReward(pack, sae), table, answers_to(responses, halves.unknown), progress
+        )
     except NoFeatures as error:
         return finish(
             folder, {"verdict": f"There is no pack to gate: {error}. Nothing was trained.", "arms": {}}, started
@@ -125,12 +127,12 @@ def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) ->
     questions = inputs.split.known if stage == "known" else inputs.split.unknown
     n = inputs.config.samples if stage == "known" else inputs.config.eval_samples
     with progress.stage(f"sample {stage}: {len(questions)} questions x {n}", len(questions) * n) as advance:
-        responses = _verified(inputs, inputs.loaded, questions, n, stage_seed(inputs.config.seed, stage), advance)
+        responses = verified(inputs, inputs.loaded, questions, n, stage_seed(inputs.config.seed, stage), advance)
     save_responses(path, responses)
     return responses
 
 
-def _verified(
+def verified(
     inputs: Inputs,
     loaded: LoadedModel,
     questions: Sequence[Question],
@@ -138,6 +140,7 @@ def _verified(
     seed: int,
     advance: Callable[[int], None],
 ) -> list[Response]:
+    """`n` verified responses of `loaded` to each question; `advance` is told how many more there are."""
     config = inputs.config
     responses = sample_responses(
         loaded,
@@ -153,7 +156,7 @@ def _verified(
     return verify_responses(responses, questions, inputs.verifier)
 
 
-def _of(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:
+def answers_to(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:
     ids = {question.id for question in questions}
     return [response for response in responses if response.question_id in ids]
 
@@ -267,7 +270,7 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
 
         def evaluate(policy: LoadedModel, step: int) -> None:
             advance(config.eval_every)
-            responses = _verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None)
+            responses = verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None)
             append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | accuracy(responses))
 
         if not any(row["arm"] == arm for row in read_jsonl(metrics)):
@@ -277,7 +280,7 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             load_policy(config),
             inputs.split.known,
             [reward, OutcomeReward(inputs.verifier)],
-            _train_config(config),
+            train_config(config),
             folder / "checkpoints" / arm,
             arm=arm,
             dense=DenseConfig(
@@ -291,10 +294,11 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             evaluate=evaluate,
         )
     with progress.stage(f"evaluate {arm}: {len(unknown)} questions x {config.eval_samples}"):
-        save_responses(path, _verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None))
+        save_responses(path, verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None))
 
 
-def _train_config(config: ImproveConfig) -> TrainConfig:
+def train_config(config: ImproveConfig) -> TrainConfig:
+    """What of a run's settings training takes."""
     same = set(TrainConfig.__dataclass_fields__) & set(ImproveConfig.model_fields)
     return TrainConfig(**{field: getattr(config, field) for field in same})
 

@@ -56,6 +56,8 @@ def test_the_interval_is_never_narrower_than_one_side_says() -> None:
     seed, question = 3 * d_SQ.mean(1).var(ddof=1), 2 * d_SQ.mean(0).var(ddof=1)
     assert found.error == pytest.approx((max(seed, question) / 6) ** 0.5)
     assert found.seed_variance == 0.0
+    flat = np.array([[0.3, -0.3, 0.5], [-0.3, 0.3, 0.5]])
+    assert crossed_interval(flat).error == pytest.approx((2 * flat.mean(0).var(ddof=1) / 6) ** 0.5)
 
 
 def test_coverage_with_five_seeds() -> None:

@@ -1,4 +1,4 @@
-"""`mechreward gate`: does a pack tell right from wrong answers to the same, held-out question?"""
+"""`mechreward gate`: finds the gate; of the first, does a pack tell right from wrong answers to the same question?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import answers
+from mechreward.cli.gate_study import gate_study, gate_survival
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
@@ -21,6 +22,28 @@ if TYPE_CHECKING:
 
 
 def gate(arguments: list[str], prog: str) -> int:
+    """The gate that `--stage` names, the first if it names none.
+
+    Raises:
+        InputError: if there is no such gate.
+    """
+    stage = _stage(arguments)
+    stages = {"1": gate_pack, "2": gate_study, "3": gate_survival}
+    if stage not in stages:
+        raise InputError(f"stage: {stage!r} is not one of {', '.join(stages)}")
+    return stages[stage](arguments, prog)
+
+
+def _stage(arguments: list[str]) -> str:
+    for at, argument in enumerate(arguments):
+        if argument == "--stage" and at + 1 < len(arguments):
+            return arguments[at + 1]
+        if argument.startswith("--stage="):
+            return argument.removeprefix("--stage=")
+    return "1"
+
+
+def gate_pack(arguments: list[str], prog: str) -> int:
     """Judges a pack, prints the table, writes gate1.json and the pack with its verdict; 1 unless it passes."""
     quiet()
     from mechreward.cli.gate_settings import GateSettings

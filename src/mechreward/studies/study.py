@@ -1,0 +1,237 @@
+"""A study from front to back: what the arms share, a run for each arm and seed, one results file.
+
+1. shared     KNOWN answers, the SAE, discovery and Gate 1, by the main job's own stages (`mechreward.pipeline`)
+2. tune       every candidate of every arm with the tuning seeds, on a part of KNOWN that is not trained on; skipped
+              for arms with one candidate
+3. runs       each arm with each seed: the same starting model, questions in the same order; accuracy on UNKNOWN by
+              question, sampled with the same seeds in all arms, at step 0 and every `eval_every` steps
+4. results    `results.json`, as Gate 2 reads it, with what crashed
+
+One JSON file a run, skipped where it is there; a run depends on its arguments alone, so that a study resumed after a
+kill leaves the files of one that was never killed.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mechreward.errors import InputError
+from mechreward.features import load_contrast, load_pack
+from mechreward.files import read_json, write_json
+from mechreward.gates import ArmRun, Crash, Evaluation, StudyResults, question_means
+from mechreward.hacking import GuardConfig
+from mechreward.inputs import Inputs, open_folder, prepare
+from mechreward.models import LoadedModel
+from mechreward.pipeline import (
+    StageProgress,
+    answers_to,
+    discover_pack,
+    get_sae,
+    judge_pack,
+    sample,
+    silent,
+    train_config,
+    verified,
+)
+from mechreward.reward import FeatureReward, OutcomeReward
+from mechreward.rollout import Response, load_responses
+from mechreward.rundir import stage_seed
+from mechreward.sae import load_sae
+from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
+from mechreward.studies.jobs import Job, run_jobs
+from mechreward.studies.rewards import arm_reward
+from mechreward.studies.survival import measure
+from mechreward.tasks import Question, QuestionSplit, save_questions, split_questions
+from mechreward.training import DenseConfig, train_arm
+
+TUNING_SHARE = 0.25
+"""Of KNOWN: what candidates are compared on, where there is something to tune."""
+
+
+def run_study(config: StudyConfig, progress: StageProgress = silent) -> StudyResults:
+    """Runs a study, or goes on with it (`config.resume`).
+
+    Raises:
+        InputError: bad input, or a pack that did not pass Gate 1 without `ungated`.
+    """
+    inputs = prepare(config)
+    folder = open_folder(inputs)
+    share(inputs, folder, progress)
+    chosen = tune(config, folder, progress)
+    jobs = [run_job(config, folder, arm, seed, chosen[arm]) for arm in config.arms for seed in config.seeds]
+    errors = _run(jobs, config, progress, f"train {len(jobs)} runs")
+    results = collect(config, folder, errors)
+    write_json(folder / "results.json", results.model_dump(mode="json"))
+    return results
+
+
+def share(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
+    """The stages before training, each skipped if its files are there."""
+    save_questions(folder / "questions.parquet", inputs.split)
+    responses = sample(inputs, folder, "known", progress)
+    sae = get_sae(inputs, folder, responses, progress)
+    halves = gate_halves(inputs)
+    pack, table = discover_pack(inputs, folder, sae, answers_to(responses, halves.known), progress)
+    held_out = answers_to(responses, halves.unknown)
+    gate = judge_pack(inputs, folder, FeatureReward.from_pack(pack, sae), table, held_out, progress)
+    if gate["verdict"] != "pass" and not inputs.config.ungated:
+        raise InputError(
+            f"pack: Gate 1 did not pass ({gate['verdict']}: {gate['reason']}); a study needs --ungated then"
+        )
+
+
+def gate_halves(inputs: Inputs) -> QuestionSplit:
+    """The half of KNOWN that is discovered on, and the other."""
+    return split_questions(inputs.split.known, 0.5, stage_seed(inputs.config.seed, "gate"))
+
+
+def run_job(config: StudyConfig, folder: Path, arm: str, seed: int, candidate: Candidate, trial: str = "") -> Job:
+    """The run of one arm and seed; with `trial`, one of tuning."""
+    stem = f"{arm.replace('/', '-')}-{seed}{trial}"
+    path = folder / ("trials" if trial else "runs") / f"{stem}.json"
+    return Job(stem, path, run_arm, (config, folder, path, arm, seed, candidate, bool(trial)))
+
+
+def run_arm(
+    config: StudyConfig, folder: Path, path: Path, arm: str, seed: int, candidate: Candidate, trial: bool = False
+) -> ArmRun:
+    """Trains one arm with one seed and writes its accuracy by question to `path`.
+
+    Args:
+        trial: train for `tune_steps` and test on the part of KNOWN that tuning keeps aside.
+    """
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    started = time.perf_counter()
+    inputs = prepare(config)
+    trained_on, tested_on = sides(config, inputs, trial)
+    steps = config.tune_steps or config.steps if trial else config.steps
+    answer_seed = stage_seed(config.seed, "evaluate")
+    evaluations: list[Evaluation] = []
+
+    def evaluate(policy: LoadedModel, step: int) -> None:
+        answers = verified(inputs, policy, tested_on, config.eval_samples, answer_seed, lambda _: None)
+        evaluations.append(Evaluation(step=step, correct=_by_question(answers)))
+
+    evaluate(inputs.loaded, 0)
+    reward = load_reward(config, inputs, folder, arm)
+    chosen = {"learning_rate": candidate.learning_rate, "seed": seed, "steps": steps}
+    every = {"save_every": 10**6, "eval_every": steps if trial else config.eval_every}
+    policy = train_arm(
+        inputs.loaded,
+        trained_on,
+        [reward, OutcomeReward(inputs.verifier)],
+        train_config(config.model_copy(update=chosen | every)),
+        folder / "checkpoints" / path.stem,
+        arm=arm,
+        dense=_dense(config, arm, candidate),
+        evaluate=evaluate,
+    )
+    run = ArmRun(arm=arm, seed=seed, evaluations=tuple(evaluations))
+    if config.survival and arm == config.judged and not trial:
+        found = measure(config, prepare(config), policy, reward, tested_on, seed, answer_seed)
+        write_json(folder / "survival" / path.name, found.model_dump(mode="json"))
+    facts = {"seconds": round(time.perf_counter() - started, 1)} | candidate._asdict()
+    write_json(path, run.model_dump(mode="json") | {"facts": facts})
+    return run
+
+
+def _dense(config: StudyConfig, arm: str, candidate: Candidate) -> DenseConfig:
+    return DenseConfig(
+        weight=candidate.dense_weight,
+        credit=credit_of(arm, config.credit),
+        gamma=config.gamma,
+        step_end=config.step_end,
+        gap_every=0,
+        guard=GuardConfig(on=config.guards),
+    )
+
+
+def sides(config: StudyConfig, inputs: Inputs, trial: bool) -> tuple[list[Question], list[Question]]:
+    """Questions to train on and to test on. Tuning never sees UNKNOWN, and what it tests on is never trained on."""
+    tuned = any(len(config.candidates(arm)) > 1 for arm in config.arms)
+    known = inputs.split.known
+    if not tuned:
+        return known, inputs.split.unknown
+    parts = split_questions(known, 1 - TUNING_SHARE, stage_seed(config.seed, "tune"))
+    return parts.known, parts.unknown if trial else inputs.split.unknown
+
+
+def load_reward(config: StudyConfig, inputs: Inputs, folder: Path, arm: str) -> FeatureReward:
+    """The reward of an arm, made anew from what the arms share: the same in every process."""
+    own = folder / "sae"
+    sae = inputs.sae or load_sae(own, device=config.device)
+    found = FeatureReward.from_pack(load_pack(folder / "pack.json"), sae)
+    responses = answers_to(load_responses(folder / "responses" / "known.parquet"), gate_halves(inputs).known)
+    table = load_contrast(folder / "features.parquet")
+    return arm_reward(
+        kind_of(arm), found, table, responses, inputs.loaded, stage_seed(config.seed, "arms")
+    )  # fmt: skip
+
+
+def tune(config: StudyConfig, folder: Path, progress: StageProgress) -> dict[str, Candidate]:
+    """Each arm's best candidate by mean final accuracy over the tuning seeds; of equal ones the first.
+
+    Raises:
+        InputError: if every trial of an arm crashed.
+    """
+    tried = {arm: config.candidates(arm) for arm in config.arms}
+    trials = {
+        (arm, place, seed): run_job(config, folder, arm, seed, candidate, f"-{place}")
+        for arm, candidates in tried.items()
+        if len(candidates) > 1
+        for place, candidate in enumerate(candidates)
+        for seed in config.tune_seeds
+    }
+    if trials:
+        _run(list(trials.values()), config, progress, f"tune: {len(trials)} trials")
+    chosen = {}
+    for arm, candidates in tried.items():
+        scores = [
+            _trial_score([trials[arm, place, seed] for seed in config.tune_seeds]) if len(candidates) > 1 else 0.0
+            for place in range(len(candidates))
+        ]
+        if max(scores) < 0:
+            raise InputError(f"arms: no trial of {arm} came to an end; its logs are in {folder / 'trials'}")
+        chosen[arm] = candidates[scores.index(max(scores))]
+    write_json(folder / "tuning.json", {arm: {**c._asdict(), "tried": len(tried[arm])} for arm, c in chosen.items()})
+    return chosen
+
+
+def _trial_score(jobs: Sequence[Job]) -> float:
+    """Mean final accuracy; -1 for a candidate of which a trial crashed."""
+    if not all(job.path.exists() for job in jobs):
+        return -1.0
+    return float(np.mean([read_run(job.path).curve[-1][1] for job in jobs]))
+
+
+def collect(config: StudyConfig, folder: Path, errors: dict[str, str]) -> StudyResults:
+    """All runs that there are, and the errors of the others."""
+    candidate = Candidate(0.0, 0.0)
+    jobs = {(arm, seed): run_job(config, folder, arm, seed, candidate) for arm in config.arms for seed in config.seeds}
+    runs = [read_run(job.path) for job in jobs.values() if job.path.exists()]
+    crashed = [Crash(arm=arm, seed=s, error=errors[job.name]) for (arm, s), job in jobs.items() if job.name in errors]
+    return StudyResults(judged=config.judged, runs=tuple(runs), crashed=tuple(crashed))
+
+
+def read_run(path: Path) -> ArmRun:
+    """What `run_arm` wrote."""
+    record: dict[str, Any] = read_json(path)
+    return ArmRun(**{name: record[name] for name in ArmRun.model_fields})
+
+
+def _run(jobs: Sequence[Job], config: StudyConfig, progress: StageProgress, title: str) -> dict[str, str]:
+    with progress.stage(title, len(jobs)) as advance:
+        advance(sum(job.path.exists() for job in jobs))
+        return run_jobs(jobs, config.workers, lambda _: advance(1))
+
+
+def _by_question(answers: Sequence[Response]) -> dict[str, float]:
+    return question_means([bool(answer.correct) for answer in answers], [answer.question_id for answer in answers])

@@ -1,0 +1,166 @@
+"""The arms' rewards on hand-sized states: a direction is exactly linear, controls pay what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mechreward.errors import InputError
+from mechreward.features import FeaturePack, PackFeature, sae_ref
+from mechreward.gates import within_question_auroc
+from mechreward.gates.dense import raw_direction
+from mechreward.models import LoadedModel, iter_residuals, n_blocks
+from mechreward.reward import FeatureReward
+from mechreward.rollout import Response
+from mechreward.sae import SAE, SAEMeta
+from mechreward.studies.rewards import (
+    arm_reward,
+    certainty_score,
+    control_reward,
+    direction_reward,
+    length_score,
+    noise_score,
+    probe_reward,
+    shuffled_pack,
+)
+
+META = SAEMeta(release="r", sae_id="i", layer=1, model_name="m", hook_name="model.layers.1")
+
+
+def states(seed: int = 0, shape: tuple[int, ...] = (3, 5, 4)) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def found(width: int = 4) -> FeatureReward:
+    generator = torch.Generator().manual_seed(2)
+    w_DF = torch.randn(width, 6, generator=generator)
+    sae = SAE("relu", w_DF, torch.zeros(6), w_DF.T.contiguous(), torch.zeros(width), META)
+    features = [PackFeature(id=i, weight=w, scale=s) for i, w, s in ((0, 0.5, 1.0), (2, -0.3, 2.0), (5, 0.2, 0.5))]
+    return FeatureReward(FeaturePack(name="p", model_name="m", sae=sae_ref(sae), features=features), sae)
+
+
+def test_a_direction_pays_its_projection_on_every_token() -> None:
+    weight_D, h_BTD = np.array([1.0, -2.0, 0.5, 0.0]), states()
+    mask_BT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    reward = direction_reward(weight_D, 0.25, META, "d", scale=2.0)
+    reward_BT, readable_BT = reward.score_tokens(h_BTD, mask_BT)
+    wanted = (h_BTD @ torch.tensor(weight_D, dtype=torch.float32) + 0.25) / 2
+    assert torch.equal(readable_BT, mask_BT)
+    torch.testing.assert_close(reward_BT, wanted * mask_BT)
+    assert (reward_BT < 0).any() and (reward_BT > 0).any()
+    other = direction_reward(weight_D * 2, 0.25, META, "d", scale=2.0)
+    assert other.spec_hash != reward.spec_hash and reward.layer == 1
+
+
+@pytest.mark.parametrize("bad", [np.zeros(4), np.array([1.0, np.nan, 0.0, 0.0])])
+def test_no_direction(bad: np.ndarray) -> None:
+    with pytest.raises(InputError, match="direction: its weights must be finite and not all 0"):
+        direction_reward(bad, 0.0, META, "d")
+
+
+def test_length_pays_the_number_of_tokens() -> None:
+    mask_BT = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    assert length_score(states(shape=(2, 3, 4)), mask_BT).tolist() == [[3, 3, 3], [1, 1, 1]]
+
+
+def test_noise_depends_on_the_row_alone() -> None:
+    h_BTD, mask_BT = states(), torch.ones(3, 5, dtype=torch.bool)
+    first = noise_score(h_BTD, mask_BT)
+    assert torch.equal(first, noise_score(h_BTD, mask_BT))
+    assert torch.equal(first[1:2], noise_score(h_BTD[1:2], mask_BT[1:2]))
+    assert len(set(first.flatten().tolist())) == 15
+    many = noise_score(states(1, (400, 5, 4)), torch.ones(400, 5, dtype=torch.bool))
+    assert abs(float(many.mean())) < 0.1 and abs(float(many.std()) - 1) < 0.1
+    mask_BT[0, 3:] = False
+    moved = h_BTD.clone()
+    moved[0, 4] += 1
+    assert torch.equal(noise_score(h_BTD, mask_BT), noise_score(moved, mask_BT)), "masked states do not count"
+
+
+def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    return LoadedModel(model, tokenizer, "tiny-llama")
+
+
+def test_certainty_is_the_divergence_from_uniform(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompt, completion = [5, 6, 7], [8, 9, 10, 11]
+    last = n_blocks(tiny_llama) - 1
+    [batch] = iter_residuals(tiny_llama, [prompt], [completion], last)
+    certainty_BT = certainty_score(tiny_llama)(batch.h_BTD, batch.mask_BT)
+    with torch.no_grad():
+        p_TV = tiny_llama(torch.tensor([prompt + completion])).logits[0, 3:].softmax(-1)
+    uniform = 1 / p_TV.shape[-1]
+    wanted_T = (uniform * (uniform / p_TV).log()).sum(-1)
+    torch.testing.assert_close(certainty_BT[0], wanted_T, rtol=1e-4, atol=1e-5)
+    reward = control_reward("certainty", loaded(tiny_llama, char_tokenizer), 1)
+    assert reward.layer == last
+    reward.check_model(tiny_llama)
+    paid_BT, readable_BT = reward.score_tokens(batch.h_BTD, batch.mask_BT)
+    torch.testing.assert_close(paid_BT[readable_BT], certainty_BT[readable_BT])
+
+
+def test_controls_have_hashes_of_their_own(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    both = [control_reward(kind, loaded(tiny_llama, char_tokenizer), 1) for kind in ("length", "noise")]
+    assert both[0].spec_hash != both[1].spec_hash and both[0].layer == 1
+    h_BTD, mask_BT = states(shape=(2, 6, 32)), torch.ones(2, 6, dtype=torch.bool)
+    h_BTD[0, 1] *= 1000
+    mask_BT[1, 4:] = False
+    paid_BT, readable_BT = both[0].score_tokens(h_BTD, mask_BT)
+    assert (
+        not readable_BT[0, 1] and paid_BT[0].tolist() == [6, 0, 6, 6, 6, 6] and paid_BT[1].tolist() == [4] * 4 + [0] * 2
+    )
+
+
+def test_half_of_the_signs_are_turned() -> None:
+    pack = found().pack
+    turned = shuffled_pack(pack, 0)
+    ratios = [b.weight / a.weight for a, b in zip(pack.features, turned.features, strict=True)]
+    assert sorted(ratios) == [-1, -1, 1] and turned.feature_ids() == pack.feature_ids()
+    assert turned.spec_hash != pack.spec_hash and shuffled_pack(pack, 0) == turned
+    assert any(shuffled_pack(pack, seed) != turned for seed in range(1, 6))
+
+
+def answers() -> list[Response]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for question in range(8):
+        for sample in range(4):
+            right = sample % 2 == 0
+            ids = [int(rng.integers(4, 60)) for _ in range(3)] + ([20, 20] if right else [30, 30])
+            rows.append(
+                Response(f"q{question}", sample, (4, 5 + question), tuple(ids), "", (0.0,) * 5, "eos", correct=right)
+            )
+    return rows
+
+
+def test_the_probe_tells_right_from_wrong_a_token(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = found(32)
+    rows = answers()
+    reward = probe_reward(base, rows, loaded(tiny_llama, char_tokenizer))
+    prompts, completions = (
+        [list(ids) for ids in zip_] for zip_ in zip(*[(r.prompt_ids, r.completion_ids) for r in rows], strict=True)
+    )
+    scores, right = np.zeros(len(rows)), np.array([r.correct for r in rows])
+    for batch in iter_residuals(tiny_llama, prompts, completions, reward.layer):
+        scores[batch.rows] = reward.compute(batch.h_BTD, batch.mask_BT).numpy()
+    assert within_question_auroc(scores, right, [r.question_id for r in rows]) > 0.95 and abs(scores.mean()) < 1e-3
+    assert arm_reward("sae", base, None, rows, loaded(tiny_llama, char_tokenizer), 0) is base  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="correct: all answers are alike"):
+        probe_reward(base, [replace(r, correct=True) for r in rows], loaded(tiny_llama, char_tokenizer))
+
+
+def test_the_raw_direction_is_the_packs(tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast) -> None:
+    base = found()
+    reward = arm_reward("direction", base, None, [], loaded(tiny_llama, char_tokenizer), 0)  # type: ignore[arg-type]
+    h_BTD, mask_BT = states(), torch.ones(3, 5, dtype=torch.bool)
+    wanted = h_BTD @ torch.tensor(raw_direction(base.pack, base.sae), dtype=torch.float32)
+    torch.testing.assert_close(reward.score_tokens(h_BTD, mask_BT)[0], wanted)

@@ -1,0 +1,124 @@
+"""`mechreward gate --stage 2` and `--stage 3` on results files: exit codes, what is printed and written, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mechreward.cli import main
+from mechreward.gates import Answer, ArmRun, Canaries, Crash, Evaluation, PanelTask, StudyResults, Survival
+from mechreward.settings import read_fields
+from mechreward.studies.config import StudyConfig, make_study
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["gate", *arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out.replace("\n", " "), captured.err
+
+
+def study(folder: Path, sae: float = 0.75, crashed: tuple[Crash, ...] = ()) -> Path:
+    finals = {"outcome": 0.5, "sae": sae, "random": 0.5}
+    runs = [
+        ArmRun(
+            arm=arm,
+            seed=seed,
+            evaluations=tuple(
+                Evaluation(step=step, correct={f"q{i}": min(value + 0.01 * ((i + seed) % 3), 1.0) for i in range(12)})
+                for step, value in ((0, 0.25), (4, final))
+            ),
+        )
+        for arm, final in finals.items()
+        for seed in range(5)
+    ]
+    path = folder / "results.json"
+    path.write_text(StudyResults(judged="sae", runs=tuple(runs), crashed=crashed).model_dump_json())
+    return path
+
+
+def survive(folder: Path, live: float = 2.0) -> None:
+    task = PanelTask(before=0.5, before_error=0.001, after=0.5, after_error=0.001)
+
+    def answers(level: float, probe: float) -> tuple[Answer, ...]:
+        rows = [(f"q{i}", right) for i in range(12) for right in (True, False)]
+        return tuple(
+            Answer(question=q, correct=right, live=level + right, frozen=level + right, probe=probe)
+            for q, right in rows
+        )
+
+    (folder / "survival").mkdir()
+    for seed in range(5):
+        found = Survival(
+            arm="sae", seed=seed, before=answers(1.0, 0.5), after=answers(live, 0.6), gate1_low=0.6,
+            canaries_before=Canaries(paid=0, n=100), canaries_after=Canaries(paid=0, n=100), panel={"sums": task},
+        )  # fmt: skip
+        (folder / "survival" / f"sae-{seed}.json").write_text(found.model_dump_json())
+
+
+def test_stage_2_on_a_results_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = study(tmp_path, crashed=(Crash(arm="length", seed=3, error="ValueError: no [x]"),))
+    code, said, _ = run(capsys, "--stage", "2", "--results", str(path), "--out", str(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "gate2.json").read_text())
+    assert code == 0 and record["verdict"] == "pass"
+    assert "Gate 2 of sae: pass" in said and "crashed: length seed 3: ValueError: no [x]" in said
+    assert "target: accuracy 0.459" in said and "+0.250" in said
+    code, said, _ = run(capsys, "--stage=2", "--results", str(study(tmp_path, sae=0.5)), "--out", str(tmp_path / "out"))
+    assert code == 1 and "Gate 2 of sae: futile" in said
+    more = ("--min-seeds", "6", "--out", str(tmp_path / "out"))
+    code, said, _ = run(capsys, "--stage", "2", "--results", str(study(tmp_path)), *more)
+    assert code == 1 and "5 paired seeds, 6 are needed" in said
+
+
+def test_stage_3_on_a_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study(tmp_path)
+    survive(tmp_path)
+    code, said, _ = run(capsys, "--stage", "3", "--study", str(tmp_path))
+    record = json.loads((tmp_path / "gate3.json").read_text())
+    assert code == 0 and record["verdict"] == "pass", record["reason"]
+    assert [c["name"] for c in record["criteria"]] == ["accuracy", "capability", "canaries", "drift", "scorer", "probe"]
+    assert "Gate 3 of sae: pass" in said and "drift" in said
+
+
+def test_stage_3_that_was_not_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study(tmp_path)
+    code, _, error = run(capsys, "--stage", "3", "--study", str(tmp_path))
+    assert code == 2 and "measured: there is nothing" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--stage", "4"), "stage: '4' is not one of 1, 2, 3"),
+        (("--stage", "2", "--results", "none.json"), "path: there is no file none.json"),
+        (("--stage", "2", "--results", "list.json"), "results: list.json holds list, where a JSON object is needed"),
+        (("--stage", "2", "--results", "odd.json"), "runs: is needed and was not given"),
+        (("--stage", "2", "--questions", "tiny:easy", "--arms", "sae"), "outcome has to be among them"),
+        (
+            ("--stage", "2", "--questions", "tiny:easy", "--judged", "random"),
+            "judged: 'random' must be one of the arms",
+        ),
+        (("--stage", "3", "--study", "none"), "path: there is no file none/results.json"),
+    ],
+)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
+    Path("odd.json").write_text('{"judged": "sae"}')
+    code, _, error = run(capsys, *arguments)
+    assert code == 2 and sentence in " ".join(error.split())
+
+
+@pytest.mark.parametrize("name", ["tiny-gate2", "tiny-credit"])
+def test_committed_studies_are_studies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    config = make_study(**read_fields(StudyConfig, f"studies/{name}/study.yaml"))
+    assert len(config.seeds) >= 5 and len(config.arms) == 9 and "random" in config.arms
