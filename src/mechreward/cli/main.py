@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer, steer_repair
 from mechreward.cli.discover import discover
+from mechreward.cli.eval import evaluate
 from mechreward.cli.gate import gate
 from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.redteam import redteam
@@ -21,6 +22,7 @@ VERBS = {
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
     "discover": "features that go with right answers to the same question -> table and pack",
     "gate": "does a pack tell right from wrong answers to held-out questions? Exit code 1 unless it passes",
+    "eval": "accuracy on questions; with --fuzz, does it and a pack's signal survive another wording?",
     "redteam": "which hacks does a reward pay, and does a model hack, before and after training?",
     "report": "write the report of a run directory anew",
     "sae": "train, check, layers, info: sparse autoencoders",
@@ -76,6 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
         return discover(rest, "mechreward discover")
     if verb == "gate":
         return gate(rest, "mechreward gate")
+    if verb == "eval":
+        return evaluate(rest, "mechreward eval")
     if verb == "redteam":
         return redteam(rest, "mechreward redteam")
     if verb in GROUPS:

@@ -3,6 +3,7 @@
 Importable by every room below; imports only `mechreward.errors`, `mechreward.files` and, lazily, data sources.
 """
 
+from mechreward.tasks.fuzz import KINDS, Variation, fuzz
 from mechreward.tasks.load import Columns, load_questions
 from mechreward.tasks.marker import MARKER, after_marker
 from mechreward.tasks.question import Question
@@ -10,11 +11,14 @@ from mechreward.tasks.split import QuestionSplit, load_split, save_questions, sp
 from mechreward.tasks.texts import load_texts
 
 __all__ = [
+    "KINDS",
     "MARKER",
     "Columns",
     "Question",
     "QuestionSplit",
+    "Variation",
     "after_marker",
+    "fuzz",
     "load_questions",
     "load_split",
     "load_texts",

@@ -1,0 +1,125 @@
+"""`mechreward eval`: accuracy on questions; with `--fuzz`, whether it and a pack's signal survive another wording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError
+from mechreward.files import make_folder, write_json
+
+if TYPE_CHECKING:
+    from mechreward.cli.eval_settings import EvalSettings
+    from mechreward.reward import FeatureReward
+    from mechreward.tasks import Question, Variation
+
+
+def evaluate(arguments: list[str], prog: str) -> int:
+    """Asks, judges, prints and writes; 1 if a pack is brittle."""
+    quiet()
+    from mechreward.cli.eval_settings import EvalSettings
+    from mechreward.cli.sae_settings import answered, asked
+    from mechreward.gates.reading import read_scores
+    from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
+    from mechreward.inputs import lenient
+    from mechreward.models import load_model
+    from mechreward.rollout import save_responses, verify_responses
+    from mechreward.tiny import model_path
+    from mechreward.verifiers import get_verifier
+
+    settings = parse_settings(EvalSettings, arguments, prog)
+    _check(settings)
+    verifier = get_verifier(settings.verifier)
+    assert settings.questions is not None
+    questions = asked(settings, settings.questions, settings.limit)
+    variations = _vary(settings, questions)
+    reward = None if settings.pack is None else _reward(settings, settings.pack)
+    make_folder(settings.out)
+    loaded = load_model(
+        model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
+    )
+    if reward is not None:
+        reward.check_model(loaded.model)
+    every = [*questions, *(variation.question for variation in variations)]
+    total = len(every) * settings.samples
+    with RichProgress().stage(f"ask {len(every)} questions x {settings.samples}", total) as advance:
+        drawn = answered(settings, loaded, every, settings.samples, advance)
+    responses = verify_responses(drawn, every, lenient(verifier) if settings.strictness == "lenient" else verifier)
+    family = {q.id: (q.id, ORIGINAL) for q in questions} | {v.question.id: (v.of, v.kind) for v in variations}
+    answers = [FamilyAnswer(*family[r.question_id], r.question_id, bool(r.correct)) for r in responses]
+    found: dict[str, Any] = {"n_questions": len(questions), "accuracy": accuracies(answers)}
+    if settings.fuzz:
+        found["n_variations"] = len(variations)
+        found["agreement"] = consistency(answers)
+    if reward is not None:
+        with RichProgress().stage(f"read {len(responses)} answers"):
+            scores = read_scores(reward, [], responses, loaded).judged_N
+        found["signal"] = asdict(judge_signal(answers, list(scores), seed=settings.seed))
+        found["spec_hash"] = reward.spec_hash
+    save_responses(settings.out / "responses.parquet", responses)
+    write_json(settings.out / "eval.json", _finite(found))
+    _show(found)
+    for name in ("eval.json", "responses.parquet"):
+        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+    return 1 if reward is not None and found["signal"]["verdict"] == "brittle" else 0
+
+
+def _check(settings: EvalSettings) -> None:
+    if settings.questions is None:
+        raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
+    if settings.kinds and not settings.fuzz:
+        raise InputError(f"kinds: {', '.join(settings.kinds)} are asked for without --fuzz; give both or neither")
+    if settings.pack is not None and not settings.fuzz:
+        raise InputError("pack: its signal is compared on variations; give --fuzz too, or judge it by mechreward gate")
+    if settings.pack is not None and settings.samples < 2:
+        raise InputError(
+            f"samples: {settings.samples} answer a question allows no comparison within it; give 2 or more"
+        )
+    if settings.pack is not None and settings.sae is None and settings.model != "tiny":
+        raise InputError(f"sae: is needed to read {settings.model}; give --sae")
+
+
+def _vary(settings: EvalSettings, questions: Sequence[Question]) -> list[Variation]:
+    from mechreward.tasks import KINDS, fuzz
+
+    if not settings.fuzz:
+        return []
+    return fuzz(questions, settings.kinds or tuple(KINDS), settings.variations, settings.seed)
+
+
+def _reward(settings: EvalSettings, pack: str) -> FeatureReward:
+    from mechreward.reward import FeatureReward
+    from mechreward.sae import load_sae
+    from mechreward.tiny import SAE_FOLDER
+
+    return FeatureReward.from_pack(pack, load_sae(settings.sae or SAE_FOLDER, settings.sae_id, device=settings.device))
+
+
+def _finite(value: Any) -> Any:
+    """Undefined statistics (NaN) as None, which is what JSON has for them."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table("", "value", "95 %", "n", box=None)
+    for kind, row in found["accuracy"].items():
+        table.add_row(f"accuracy, {kind}", f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}", str(row["n"]))
+    for where, row in found.get("agreement", {}).items():
+        name = "answers to two wordings agree" if where == "across" else "answers to one wording agree"
+        table.add_row(
+            name, f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}", f"{row['n_families']} families"
+        )
+    if "signal" in found:
+        for name, label in (("originals", "AUROC, originals"), ("variations", "AUROC, variations"), ("kept", "kept")):
+            row = found["signal"][name]
+            table.add_row(label, f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}", "")
+    console.print(table)
+    if "signal" in found:
+        console.print(f"[bold]under another wording the pack's signal: {found['signal']['verdict']}[/]")

@@ -1,0 +1,37 @@
+"""What `mechreward eval` is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mechreward.cli.sae_settings import AskSettings
+from mechreward.settings import Count
+
+
+class EvalSettings(AskSettings):
+    """Accuracy on questions, with its interval. With --fuzz also on variations of them, how far answers to one family
+    agree, and with --pack whether the pack's signal survives: exit code 1 if the pack is brittle."""
+
+    fuzz: bool = False
+    """Ask variations of the questions too."""
+    kinds: tuple[Literal["names", "numbers", "order", "irrelevant", "paraphrase"], ...] = ()
+    """What to vary; all of them if left out. Questions from elsewhere than `tiny:` take `irrelevant` alone."""
+    variations: Count = 1
+    """Variations of each kind."""
+    pack: str | None = None
+    """A pack.json, or a bundled pack by name, whose signal is put to the test."""
+    sae: str | None = None
+    """The pack's SAE: a folder or file, or a SAE Lens release; the bundled one for the model `tiny`."""
+    sae_id: str | None = None
+    """Which SAE of a release."""
+    limit: Count = 100
+    """Use the first so many questions."""
+    samples: Count = 4
+    """Answers to each question."""
+    verifier: str = "gsm8k_exact_match"
+    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
+    out: Path = Path("runs/eval")
+    """Folder for eval.json and responses.parquet."""

@@ -1,0 +1,158 @@
+"""Do answers, and a pack's signal, survive another wording? Families of an original question and its variations.
+
+- Accuracy of the originals, of the variations, and of each kind of variation.
+- Agreement: the chance that answers to two different members of a family are both right or both wrong; beside it the
+  chance for two answers to the *same* member, which is all that can be asked of answers that are sampled.
+- Signal: the reward's within-question AUROC on originals and on variations. *Kept* is what is left of its lead over
+  chance, (AUROC_variations - .5) / (AUROC_originals - .5). The interval of what is kept says whether a pack
+  survives (all of it at or above `KEPT`) or is brittle (all below). Where the originals' own reaches .5 there is no
+  signal to keep.
+
+Every interval resamples whole families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import isnan, nan
+from typing import Any, Literal
+
+import numpy as np
+
+from mechreward.errors import InputError
+from mechreward.gates.statistics import (
+    Array,
+    Interval,
+    accuracy_interval,
+    cluster_bootstrap,
+    question_pairs,
+    ratio,
+)
+
+KEPT = 0.5
+"""Share of the lead over chance that has to be kept."""
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class FamilyAnswer:
+    """One verified answer to one member of a family."""
+
+    family: str
+    """Id of the original question."""
+    kind: str
+    """`original`, or the kind of variation."""
+    member: str
+    """Id of the question that was answered."""
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A reward's discrimination on originals and variations."""
+
+    originals: Interval
+    variations: Interval
+    kept: Interval
+    verdict: Literal["survives", "brittle", "inconclusive", "no signal"]
+
+
+def accuracies(answers: Sequence[FamilyAnswer]) -> dict[str, dict[str, Any]]:
+    """Accuracy by kind, and of all variations together (`variations`), clustered by family; with the number of answers.
+
+    Raises:
+        InputError: if there are no answers.
+    """
+    if not answers:
+        raise InputError("answers: there are none to take an accuracy of")
+    kinds = {answer.kind: [a for a in answers if a.kind == answer.kind] for answer in answers}
+    varied = [answer for answer in answers if answer.kind != ORIGINAL]
+    parts = kinds | ({"variations": varied} if varied else {})
+    return {
+        kind: asdict(accuracy_interval([a.correct for a in part], [a.family for a in part])) | {"n": len(part)}
+        for kind, part in parts.items()
+    }
+
+
+def consistency(answers: Sequence[FamilyAnswer]) -> dict[str, dict[str, Any]]:
+    """Agreement `across` members of a family and `within` a member; the second is left out where some member has one
+    answer alone, and so are families of one member.
+
+    Raises:
+        InputError: if no family has two members.
+    """
+    counts: dict[str, dict[str, list[bool]]] = {}
+    for answer in answers:
+        counts.setdefault(answer.family, {}).setdefault(answer.member, []).append(answer.correct)
+    counts = {family: members for family, members in counts.items() if len(members) > 1}
+    if not counts:
+        raise InputError("answers: no family has two members; agreement needs an original and a variation")
+    across = [_mean([_agree(a, b) for a, b in combinations(members.values(), 2)]) for members in counts.values()]
+    found = {"across": asdict(_mean_interval(across)) | {"n_families": len(counts)}}
+    if all(len(rights) > 1 for members in counts.values() for rights in members.values()):
+        within = [_mean([_agree_self(rights) for rights in members.values()]) for members in counts.values()]
+        found["within"] = asdict(_mean_interval(within)) | {"n_families": len(counts)}
+    return found
+
+
+def judge_signal(answers: Sequence[FamilyAnswer], scores: Sequence[float], *, seed: int = 0) -> Signal:
+    """What is kept of a reward's within-question AUROC.
+
+    Args:
+        scores: the reward's, of each answer.
+
+    Raises:
+        InputError: as `auroc`.
+    """
+    families = sorted({answer.family for answer in answers})
+    place = {family: index for index, family in enumerate(families)}
+    sides: list[tuple[Array, Array]] = []
+    for original in (True, False):
+        chosen = [i for i, answer in enumerate(answers) if (answer.kind == ORIGINAL) == original]
+        members = [answers[i].member for i in chosen]
+        wins_F, pairs_F = np.zeros(len(families)), np.zeros(len(families))
+        if chosen:
+            found = question_pairs([scores[i] for i in chosen], [answers[i].correct for i in chosen], members)
+            family_of = {answers[i].member: place[answers[i].family] for i in chosen}
+            at = [family_of[member] for member in sorted(family_of)]
+            np.add.at(wins_F, at, found.wins_Q)
+            np.add.at(pairs_F, at, found.pairs_Q)
+        sides.append((wins_F, pairs_F))
+    (first, second), n = (ratio(*side) for side in sides), len(families)
+
+    def kept(counts_RF: Array) -> Array:
+        lead_R, left_R = first(counts_RF) - 0.5, second(counts_RF) - 0.5
+        return np.divide(left_R, lead_R, out=np.full(len(lead_R), nan), where=lead_R > 0)
+
+    before, after, share = (cluster_bootstrap(one, n, seed=seed) for one in (first, second, kept))
+    return Signal(before, after, share, _verdict(before, share))
+
+
+def _verdict(before: Interval, kept: Interval) -> Literal["survives", "brittle", "inconclusive", "no signal"]:
+    if isnan(before.low) or before.low <= 0.5:
+        return "no signal"
+    if kept.low >= KEPT:
+        return "survives"
+    return "brittle" if kept.high < KEPT else "inconclusive"
+
+
+def _agree(one: Sequence[bool], other: Sequence[bool]) -> float:
+    p, q = _mean(one), _mean(other)
+    return p * q + (1 - p) * (1 - q)
+
+
+def _agree_self(rights: Sequence[bool]) -> float:
+    """Two different answers of the same ones."""
+    right, n = sum(rights), len(rights)
+    return (right * (right - 1) + (n - right) * (n - right - 1)) / (n * (n - 1))
+
+
+def _mean(values: Sequence[float] | Sequence[bool]) -> float:
+    return float(np.mean(values))
+
+
+def _mean_interval(values: Sequence[float]) -> Interval:
+    values_F = np.array(values)
+    return cluster_bootstrap(ratio(values_F, np.ones_like(values_F)), len(values_F))

@@ -1,0 +1,92 @@
+"""Families against sums by hand: accuracy, agreement, and what a signal keeps."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from mechreward.errors import InputError
+from mechreward.gates.rephrasing import FamilyAnswer, Signal, accuracies, consistency, judge_signal
+
+
+def answers(*rows: tuple[str, str, str, str]) -> list[FamilyAnswer]:
+    """(family, kind, member, "101"): an answer a digit."""
+    return [FamilyAnswer(f, kind, member, bit == "1") for f, kind, member, bits in rows for bit in bits]
+
+
+SMALL = answers(
+    ("a", "original", "a", "110"),
+    ("a", "names", "a~n", "100"),
+    ("a", "order", "a~o", "111"),
+    ("b", "original", "b", "000"),
+    ("b", "names", "b~n", "010"),
+    ("b", "order", "b~o", "001"),
+)
+
+
+def test_accuracy_by_kind() -> None:
+    found = accuracies(SMALL)
+    values = {kind: (row["value"], row["n"]) for kind, row in found.items()}
+    expected = {"original": (2 / 6, 6), "names": (2 / 6, 6), "order": (4 / 6, 6), "variations": (6 / 12, 12)}
+    assert values == {kind: (pytest.approx(value), n) for kind, (value, n) in expected.items()}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())
+    assert "variations" not in accuracies([a for a in SMALL if a.kind == "original"])
+    with pytest.raises(InputError, match="answers: there are none"):
+        accuracies([])
+
+
+def test_agreement_is_that_of_all_pairs_of_answers() -> None:
+    found = consistency(SMALL)
+    across, within = [], []
+    for family in "ab":
+        members: dict[str, list[bool]] = {}
+        for answer in SMALL:
+            if answer.family == family:
+                members.setdefault(answer.member, []).append(answer.correct)
+        across.append(np.mean([[x == y for x in m for y in k] for m, k in combinations(members.values(), 2)]))
+        within.append(np.mean([[x == y for x, y in combinations(m, 2)] for m in members.values()]))
+    assert found["across"]["value"] == pytest.approx(np.mean(across))
+    assert found["within"]["value"] == pytest.approx(np.mean(within))
+    assert found["across"]["n_families"] == 2
+    single = answers(("a", "original", "a", "1"), ("a", "names", "a~n", "0"), ("b", "original", "b", "1"),
+                     ("b", "names", "b~n", "1"))  # fmt: skip
+    assert consistency(single)["across"]["value"] == 0.5 and "within" not in consistency(single)
+    lone = answers(("c", "original", "c", "10"))
+    assert consistency([*SMALL, *lone]) == found
+    with pytest.raises(InputError, match="no family has two members"):
+        consistency(answers(("a", "original", "a", "10")))
+
+
+def world(n: int, lead: tuple[float, float], seed: int = 0) -> Signal:
+    """Right answers score `lead` higher on originals, and on variations."""
+    rng = np.random.default_rng(seed)
+    rows = [(f"f{i:03}", kind, f"f{i:03}{kind[:2]}") for i in range(n) for kind in ("original", "names", "order")]
+    made = [FamilyAnswer(f, kind, member, bool(k % 2)) for f, kind, member in rows for k in range(4)]
+    scores = [rng.normal() + a.correct * lead[a.kind != "original"] for a in made]
+    return judge_signal(made, scores, seed=1)
+
+
+def test_verdicts() -> None:
+    assert world(120, (2.0, 2.0)).verdict == "survives"
+    assert world(120, (2.0, 0.0)).verdict == "brittle"
+    assert world(120, (2.0, -2.0)).verdict == "brittle"
+    assert world(120, (0.0, 2.0)).verdict == "no signal"
+    assert world(40, (1.0, 0.3)).verdict == "inconclusive"
+
+
+def test_signal_in_exact_numbers() -> None:
+    # Originals: 3 of 4 pairs in order (AUROC .75). Variations: 2 of 2 in `a`, 0.5 (a tie) of 1 in `b`.
+    made = answers(
+        ("b", "original", "m1", "10"),
+        ("b", "names", "m0", "10"),
+        ("a", "original", "m3", "110"),
+        ("a", "names", "m2", "100"),
+        ("b", "order", "m4", "11"),
+    )
+    scores = [2.0, 1.0, 5.0, 5.0, 3.0, 1.0, 2.0, 9.0, 8.0, 7.0, 0.0, 4.0]
+    found = judge_signal(made, scores)
+    assert found.originals.value == pytest.approx(2 / 3)
+    assert found.variations.value == pytest.approx(2.5 / 3)
+    assert found.kept.value == pytest.approx((2.5 / 3 - 0.5) / (2 / 3 - 0.5))
