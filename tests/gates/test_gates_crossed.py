@@ -92,8 +92,10 @@ def test_seeds_needed_is_the_first_number_that_is_enough() -> None:
         return float((t.ppf(0.975, seeds - 1) + norm.ppf(0.8)) * error)
 
     needed = seeds_needed(found, gap)
-    assert needed is not None and wide(needed) <= gap < wide(needed - 1)
+    assert needed is not None and wide(needed) < gap <= wide(needed - 1)
     assert seeds_needed(found, 0.0) is None and seeds_needed(found, -0.1) is None
+    certain = crossed_interval(np.zeros((5, 4)))
+    assert seeds_needed(certain, 0.0) is None and seeds_needed(certain, 0.01) == 2
     questions_only = Crossed(0.0, 0.0, 0.0, 0.1, 4.0, 5, 4, 0.0, 0.04, 0.0)
     assert seeds_needed(questions_only, 0.05) is None, "no number of seeds makes up for four questions"
 

@@ -47,6 +47,10 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     lost, kept = tmp_path / "s" / "runs" / "sae-0.json", tmp_path / "s" / "runs" / "outcome-0.json"
     before = json.loads(lost.read_text())
     lost.unlink()
+    # What a kill leaves behind, here of another run, has no say.
+    assert not any((tmp_path / "s" / "checkpoints").iterdir())
+    (tmp_path / "s" / "checkpoints" / "sae-0").mkdir()
+    (tmp_path / "s" / "checkpoints" / "sae-0" / "run.json").write_text("{}")
     stamp = kept.stat().st_mtime_ns
     again = run_study(config(tmp_path / "s", resume=True))
     assert again == results and kept.stat().st_mtime_ns == stamp

@@ -103,12 +103,10 @@ def seeds_needed(found: Crossed, gap: float, level: float = 0.95) -> int | None:
     By the components found, with the same questions; None if no number up to `MOST_SEEDS` does it (then more questions
     are needed) or the gap is not positive.
     """
-    if gap <= 0:
-        return None
     counts = np.arange(2, MOST_SEEDS + 1)
     rest = found.rest_variance / found.n_questions
     errors = np.sqrt((found.seed_variance + rest) / counts + found.question_variance / found.n_questions)
-    enough = (t.ppf((1 + level) / 2, counts - 1) + norm.ppf(POWER)) * errors <= gap
+    enough = (t.ppf((1 + level) / 2, counts - 1) + norm.ppf(POWER)) * errors < gap
     return int(counts[enough][0]) if enough.any() else None
 
 

@@ -13,6 +13,7 @@ kill leaves the files of one that was never killed.
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -121,6 +122,9 @@ def run_arm(
         evaluations.append(Evaluation(step=step, correct=_by_question(answers)))
 
     evaluate(inputs.loaded, 0)
+    # A checkpoint of a run that was killed would be gone on with, without the evaluations before it.
+    checkpoints = folder / "checkpoints" / path.stem
+    shutil.rmtree(checkpoints, ignore_errors=True)
     reward = load_reward(config, inputs, folder, arm)
     chosen = {"learning_rate": candidate.learning_rate, "seed": seed, "steps": steps}
     every = {"save_every": 10**6, "eval_every": steps if trial else config.eval_every}
@@ -129,7 +133,7 @@ def run_arm(
         trained_on,
         [reward, OutcomeReward(inputs.verifier)],
         train_config(config.model_copy(update=chosen | every)),
-        folder / "checkpoints" / path.stem,
+        checkpoints,
         arm=arm,
         dense=_dense(config, arm, candidate),
         evaluate=evaluate,
@@ -139,6 +143,7 @@ def run_arm(
         found = measure(config, prepare(config), policy, reward, tested_on, seed, answer_seed)
         write_json(folder / "survival" / path.name, found.model_dump(mode="json"))
     facts = {"seconds": round(time.perf_counter() - started, 1)} | candidate._asdict()
+    shutil.rmtree(checkpoints)
     write_json(path, run.model_dump(mode="json") | {"facts": facts})
     return run
 
