@@ -35,6 +35,7 @@ def run(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_before_and_after(pack, tmp_path, capsys) -> None:
     common = ("--pack", pack, "--sae", SAE_FOLDER, "--questions", "tiny:easy", "--limit", 6, "--samples", 2)
     out = tmp_path / "red.json"
@@ -54,6 +55,7 @@ def test_before_and_after(pack, tmp_path, capsys) -> None:
     assert share > 0 and run(*common, "--max-new-tokens", 40, "--highest", share / 2, "--out", out) == 1
 
 
+@pytest.mark.slow
 def test_the_threshold_is_the_median_of_right_answers(pack) -> None:
     loaded, sae = load_model(str(MODEL)), load_sae(SAE_FOLDER)
     reward = FeatureReward.from_pack(pack, sae)
