@@ -368,7 +368,7 @@ def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     setting = tyro.cli(Setting, args=arguments, description=Setting.__doc__)
     if setting.smoke:
-        setting = replace(setting, worlds=4, sizes=(30,), draws=50, processes=1)
+        setting = replace(setting, worlds=4, sizes=(30,), draws=200, processes=1)
     started, rows = time.perf_counter(), []
     with ProcessPoolExecutor(setting.processes, get_context("spawn")) as pool:
         for index, cell in enumerate(cells(setting)):

@@ -83,6 +83,8 @@ def test_best_tokens_are_those_of_highest_mean_that_are_not_rare(
     assert best_tokens(reward, rows[:1], loaded)[0] == 10
     read_words(monkeypatch, unreadable=[7])
     assert best_tokens(reward, responses(), loaded) == [8, 9, 20]
+    # A token without a reward is not one of 0, which would be more than 11 is paid.
+    assert best_tokens(reward, [replace(row, completion_ids=(11, 7)) for row in rows[:4]], loaded) == [11]
 
 
 def test_a_reward_that_reads_words_is_caught(

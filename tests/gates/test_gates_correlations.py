@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import isnan, sqrt
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mechreward.errors import InputError
-from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
+from mechreward.gates.correlations import others_mean, own_mean, partial_spearman, plain_correlation
 from mechreward.gates.statistics import Statistic
 
 Columns = tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]
@@ -77,7 +78,9 @@ def test_constant_columns() -> None:
     assert isnan(whole(partial_spearman(np.ones(60), right, controls, groups), 12))
     assert isnan(whole(partial_spearman(scores, np.ones(60), controls, groups), 12))
     assert isnan(whole(partial_spearman(scores, right, [scores], groups), 12))
-    plain = plain_correlation(np.ones(60), right)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = plain_correlation(np.ones(60), right)
     assert isnan(plain.spearman) and isnan(plain.pearson_p) and 0.8 < plain.largest_spearman < 0.9
 
 
@@ -91,8 +94,13 @@ def test_bad_columns() -> None:
 
 def test_others_mean_by_hand() -> None:
     # Question a: 1, 0, 1; question b: a single answer, for which all others stand in.
-    got = others_mean([True, False, True, False], ["a", "a", "a", "b"])
+    got = others_mean([True, False, True, True], ["a", "a", "a", "b"])
     np.testing.assert_allclose(got, [1 / 2, 1, 1 / 2, 2 / 3])
+
+
+def test_own_mean_by_hand() -> None:
+    got = own_mean([True, False, True, True, False, True], ["a", "a", "a", "b", "c", "c"])
+    assert got.tolist() == [2 / 3, 2 / 3, 2 / 3, 1.0, 0.5, 0.5]
 
 
 def test_difficulty_alone_is_0_with_the_whole_mean_and_not_with_the_others() -> None:

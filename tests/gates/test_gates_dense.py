@@ -73,10 +73,11 @@ def test_random_weight_sae_has_the_shape_and_lengths_and_other_directions(sae: S
 
 
 def test_matched_pack_fires_as_often(sae: SAE, loaded: LoadedModel) -> None:
-    rows, noise = responses(), random_weight_sae(sae)
-    pack = FeatureReward({3: 0.5, 7: -1.0, 11: 0.25}, sae).pack
+    rows, noise = responses(), random_weight_sae(sae, seed=5)
+    # Many enough that several want the same one.
+    pack = FeatureReward({i: 0.5 + i for i in range(0, 36, 3)}, sae).pack
     found = matched_pack(pack, sae, noise, rows, loaded)
-    assert found is not None and len(set(found.feature_ids())) == 3
+    assert found is not None and len(set(found.feature_ids())) == 12
     own, other = (
         np.concatenate([b.acts_BF.numpy() for b in pooled_activations(loaded, s, rows, "mean")]) for s in (sae, noise)
     )
@@ -100,7 +101,7 @@ def test_no_pack_of_an_sae_that_never_fires(sae: SAE, loaded: LoadedModel) -> No
 def test_states_and_the_noise_pack_are_read_over_the_rewards_tokens(
     sae: SAE, loaded: LoadedModel, aggregation: str
 ) -> None:
-    rows, noise = responses(), random_weight_sae(sae)
+    rows, noise = responses(), random_weight_sae(sae, seed=5)
     reward, other = FeatureReward({3: 1.0}, sae, aggregation), FeatureReward({5: 0.5, 9: 2.0}, noise, aggregation)
     read = read_scores(reward, [], rows, loaded, noise=(noise, other.pack), batch_size=5)
     prompts, completions = [list(r.prompt_ids) for r in rows], [list(r.completion_ids) for r in rows]

@@ -39,7 +39,7 @@ def test_the_planted_auroc_is_what_the_cell_says(script: ModuleType, auroc: floa
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [
-    ("labels permuted", 0.74, 0.76), ("difficulty", 0.48, 0.52), ("random pack", 0.46, 0.54),
+    ("labels permuted", 0.72, 0.78), ("difficulty", 0.48, 0.52), ("random pack", 0.46, 0.54),
     ("length", 0.58, 0.70), ("words", 0.58, 0.75), ("log-probability", 0.58, 0.70), ("found on noise", 0.46, 0.54),
 ])  # fmt: skip
 def test_what_each_score_knows_before_labels_are_permuted(

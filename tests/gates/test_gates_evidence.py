@@ -155,6 +155,9 @@ def test_cross_fitted_scores_are_judged_on_the_mixed_answers_they_belong_to() ->
     assert not found.rows[-1].required
     with pytest.raises(InputError, match="not the ones that were scored"):
         judge_held_out(held_out, by_sample[:-6], draws=200)
+    renamed = [replace(r, question_id=f"x{r.question_id}") for r in by_sample]
+    with pytest.raises(InputError, match="not the ones that were scored"):
+        judge_held_out(held_out, renamed, draws=200)
     wrong = [replace(r, correct=not r.correct) for r in by_sample]
     with pytest.raises(InputError, match="not the ones that were scored"):
         judge_held_out(held_out, wrong, draws=200)

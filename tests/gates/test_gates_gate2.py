@@ -170,6 +170,8 @@ def test_the_nearest_verdict_is_planned_for() -> None:
     both = seeds_to_decide({"outcome": good, "random": better}, bars)
     one = seeds_to_decide({"outcome": good, "random": crossed(0.1, 0.01)}, bars)
     assert both == one and both is not None
+    loose = Crossed(0.05, -0.01, 0.11, 0.005, 1.0, 5, 1000, 0.005**2 * 5, 0.0, 0.0)
+    assert seeds_to_decide({"outcome": loose}, bars) == 6, "an open verdict takes at least one seed more"
     below = seeds_to_decide({"outcome": crossed(-0.1, 0.13), "random": good}, bars)
     assert below is not None and below < both, "far under 2 points, futile is nearer than a pass"
     assert seeds_to_decide({"outcome": crossed(0.02, 0.5), "random": crossed(-0.0, 100.0)}, bars) is None
