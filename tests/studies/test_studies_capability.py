@@ -79,7 +79,7 @@ def test_a_harness_that_fails_is_an_error(
 ) -> None:
     harness(tmp_path, script, monkeypatch)
     with pytest.raises(InputError, match=sentence):
-        lm_eval_scores("m", ["mmlu"], tmp_path / "out", timeout=0.2 if "sleep" in script else 60)
+        lm_eval_scores("m", ["mmlu"], tmp_path / "out", timeout=0.2 if "sleep" in script else 60.0)
 
 
 def test_no_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

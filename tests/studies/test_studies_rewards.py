@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
-from mechreward.features import FeaturePack, PackFeature, sae_ref
+from mechreward.features import ContrastTable, FeaturePack, PackFeature, sae_ref
 from mechreward.gates import within_question_auroc
 from mechreward.gates.dense import raw_direction
 from mechreward.models import LoadedModel, iter_residuals, n_blocks
@@ -127,6 +128,10 @@ def test_half_of_the_signs_are_turned() -> None:
     assert any(shuffled_pack(pack, seed) != turned for seed in range(1, 6))
 
 
+def table() -> ContrastTable:
+    return ContrastTable(pd.DataFrame({"id": range(6), "support": [0.5] * 6, "scale": [1.0] * 6}), 8, 8, 32)
+
+
 def answers() -> list[Response]:
     rng = np.random.default_rng(0)
     rows = []
@@ -153,14 +158,20 @@ def test_the_probe_tells_right_from_wrong_a_token(
     for batch in iter_residuals(tiny_llama, prompts, completions, reward.layer):
         scores[batch.rows] = reward.compute(batch.h_BTD, batch.mask_BT).numpy()
     assert within_question_auroc(scores, right, [r.question_id for r in rows]) > 0.95 and abs(scores.mean()) < 1e-3
-    assert arm_reward("sae", base, None, rows, loaded(tiny_llama, char_tokenizer), 0) is base  # type: ignore[arg-type]
+    assert arm_reward("sae", base, table(), rows, loaded(tiny_llama, char_tokenizer), 0) is base
     with pytest.raises(InputError, match="correct: all answers are alike"):
         probe_reward(base, [replace(r, correct=True) for r in rows], loaded(tiny_llama, char_tokenizer))
 
 
 def test_the_raw_direction_is_the_packs(tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast) -> None:
     base = found()
-    reward = arm_reward("direction", base, None, [], loaded(tiny_llama, char_tokenizer), 0)  # type: ignore[arg-type]
+    policy = loaded(tiny_llama, char_tokenizer)
+    reward = arm_reward("direction", base, table(), [], policy, 0)
+    random = arm_reward("random", base, table(), [], policy, 0)
+    assert set(random.feature_ids()) == {1, 3, 4} and random.sae is base.sae
+    turned = arm_reward("shuffled", base, table(), [], policy, 3)
+    assert turned.pack == FeatureReward.from_pack(shuffled_pack(base.pack, 3), base.sae).pack
+    assert arm_reward("length", base, table(), [], policy, 0).name == "length"
     h_BTD, mask_BT = states(), torch.ones(3, 5, dtype=torch.bool)
     wanted = h_BTD @ torch.tensor(raw_direction(base.pack, base.sae), dtype=torch.float32)
     torch.testing.assert_close(reward.score_tokens(h_BTD, mask_BT)[0], wanted)
