@@ -155,6 +155,15 @@ def test_gate_counts_only_for_the_reward_it_scored() -> None:
     assert not FeatureReward.from_pack(bare, sae=sae).gate_passed
 
 
+def test_a_pack_keeps_its_own_pooling_unless_told_otherwise() -> None:
+    sae = identity_sae()
+    pack = pack_of(sae, [PackFeature(id=1, weight=1.0, scale=1.0)], pooling="max")
+    assert FeatureReward(pack, sae).aggregation == "max"
+    assert FeatureReward(pack, sae).spec_hash == FeatureReward.from_pack(pack, sae).spec_hash == pack.spec_hash
+    assert FeatureReward(pack, sae, aggregation="mean").aggregation == "mean"
+    assert FeatureReward({1: 1.0}, sae).aggregation == "mean"
+
+
 def test_from_pack_reads_a_file(tmp_path) -> None:
     sae = identity_sae()
     save_pack(pack_of(sae, [PackFeature(id=1, weight=1.0, scale=1.0)], pooling="max"), tmp_path / "pack.json")

@@ -50,7 +50,7 @@ class FeatureReward:
         sae: the SAE the ids belong to.
         aggregation: how tokens become a trajectory reward, a name or an object of `features.aggregation`: mean, max,
             last, last_k, weighted_mean, step_end; `per_token` is for `MechRewardGRPOTrainer` and pools like mean where
-            one number is wanted.
+            one number is wanted. None takes the pack's own, or mean for bare weights.
         normalization: what a plain trainer is paid: the trajectory rewards of one call, put on a common scale by
             `reward.normalization` (zscore, rank, sigmoid, minmax, noop). It acts in `__call__` alone. Gate 1 reads
             `compute`, before it. `MechRewardGRPOTrainer` refuses all but noop: token rewards are centred in their
@@ -65,13 +65,13 @@ class FeatureReward:
         self,
         features: FeaturePack | dict[int, float],
         sae: SAE,
-        aggregation: str | Aggregation = "mean",
+        aggregation: str | Aggregation | None = None,
         normalization: str | Normalization = "noop",
         name: str = "feature_reward",
     ) -> None:
-        self._pooling = build_aggregation(aggregation)
         self.normalization = build_normalization(normalization)
         pack = features if isinstance(features, FeaturePack) else _pack_of(features, sae)
+        self._pooling = build_aggregation(pack.pooling if aggregation is None else aggregation)
         check_pack(pack, sae)
         # Hashing and gating go by what is read and pooled here: the pack takes on this pooling and this SAE's weights.
         ref = pack.sae.model_copy(update={"weights_hash": sae.weights_hash})
@@ -88,7 +88,7 @@ class FeatureReward:
         """Builds a reward from a pack, its file, or a bundled pack's name; `aggregation` is the pack's if None."""
         if not isinstance(pack, FeaturePack):
             pack = load_pack(pack, sae)
-        return cls(pack, sae, aggregation=pack.pooling if aggregation is None else aggregation, **options)
+        return cls(pack, sae, aggregation=aggregation, **options)
 
     @property
     def aggregation(self) -> str:
