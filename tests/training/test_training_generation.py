@@ -117,11 +117,11 @@ def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
     trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
     assert asked == [(CPU, {"can_compile": True, "one_turn": True, "sharded": False})]
     assert trainer.generation_config.cache_implementation == "static" and not trainer.generation_config.disable_compile
-    off = make(tmp_path, tiny_llama, [constant], char_tokenizer, dense=DenseConfig(fast_rollouts=False))
+    off = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, dense=DenseConfig(fast_rollouts=False))
     assert off.generation_config.cache_implementation is None and off.generation_config.disable_compile
     assert len(asked) == 1
     monkeypatch.undo()
-    stock = make(tmp_path, tiny_llama, [constant], char_tokenizer)
+    stock = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
     assert stock.generation_config.cache_implementation is None and stock.generation_config.disable_compile
 
     monkeypatch.setattr(grpo, "wants_static_cache", ask)
