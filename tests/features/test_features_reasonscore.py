@@ -14,7 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
-from mechreward.features.means import QuestionMeans, stability, varies
+from mechreward.features.halves import stability
+from mechreward.features.means import QuestionMeans, varies
 from mechreward.features.reasonscore import (
     DEFAULT_REASONING_VOCAB,
     Windows,

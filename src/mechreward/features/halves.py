@@ -3,6 +3,8 @@ Samworth 2013): of two questions in a row each half takes exactly one, so that a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from mechreward.errors import InputError
@@ -55,12 +57,22 @@ class HalfSums:
 
     def stability(self, effect_F: Array, tested_F: Bools, top_k: int) -> Array:
         """Share of halves in which a tested feature is among the `top_k` of largest |effect| with its overall sign."""
-        hits_F = np.zeros_like(effect_F)
-        for u_F, square_F, w, free in zip(self.u_SF, self.square_SF, self.w_S, self.free_S, strict=True):
-            if w == 0:
-                continue
-            half_F = cohens_d(u_F, square_F, w, free)
-            rank_F = np.where(tested_F, np.abs(half_F), 0)
-            top = np.argsort(-rank_F, kind="stable")[:top_k]
-            hits_F[top] += (rank_F[top] > 0) & (np.sign(half_F[top]) == np.sign(effect_F[top]))
-        return hits_F / len(self.w_S)
+        halves = zip(self.u_SF, self.square_SF, self.w_S, self.free_S, strict=True)
+        # A half without a mixed question finds nothing.
+        effects = (cohens_d(u_F, q_F, w, free) if w else np.zeros_like(u_F) for u_F, q_F, w, free in halves)
+        return stability(effects, effect_F, tested_F, top_k)
+
+
+def stability(effects: Iterable[Array], effect_F: Array, tested_F: Bools, top_k: int) -> Array:
+    """Share of half-samples in which a tested feature is among the `top_k` of largest |effect|, with its overall sign.
+
+    Args:
+        effects: of each half [F]; only order and sign count, so that a half may give its sum in place of its mean.
+    """
+    hits_F, n = np.zeros_like(effect_F), 0
+    for half_F in effects:
+        rank_F = np.where(tested_F, np.abs(half_F), 0)
+        top = np.argsort(-rank_F, kind="stable")[:top_k]
+        hits_F[top] += (rank_F[top] > 0) & (np.sign(half_F[top]) == np.sign(effect_F[top]))
+        n += 1
+    return hits_F / n

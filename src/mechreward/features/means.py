@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from mechreward.features.halves import HalfSamples
+from mechreward.features.halves import HalfSamples, stability
 from mechreward.features.mixed import Array, Bools
 
 ROUNDING = 1e-5
@@ -48,16 +48,3 @@ class QuestionMeans:
 def varies(scale_F: Array, mean_F: Array) -> Bools:
     """Whether a mean activation differs between answers to a question by more than float32 reading does."""
     return np.asarray(scale_F > ROUNDING * mean_F)
-
-
-def stability(effect_SF: Array, effect_F: Array, tested_F: Bools, top_k: int) -> Array:
-    """Share of half-samples in which a tested feature is among the `top_k` of largest |effect|, with its overall sign.
-
-    Only order and sign count, so that a half may give its sum in place of its mean.
-    """
-    hits_F = np.zeros_like(effect_F)
-    for half_F in effect_SF:
-        rank_F = np.where(tested_F, np.abs(half_F), 0)
-        top = np.argsort(-rank_F, kind="stable")[:top_k]
-        hits_F[top] += (rank_F[top] > 0) & (np.sign(half_F[top]) == np.sign(effect_F[top]))
-    return hits_F / len(effect_SF)

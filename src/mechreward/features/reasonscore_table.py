@@ -11,8 +11,8 @@ import torch
 
 from mechreward.errors import InputError
 from mechreward.features.contrast import ContrastTable, q_values, ranked
-from mechreward.features.halves import HalfSamples
-from mechreward.features.means import QuestionMeans, stability, varies
+from mechreward.features.halves import HalfSamples, stability
+from mechreward.features.means import QuestionMeans, varies
 from mechreward.features.mixed import Array
 from mechreward.features.nodes import check_fit
 from mechreward.features.reasonscore import (
