@@ -17,7 +17,14 @@ from scipy import stats
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.features.attribution import STEPS, Method, check_attribution, iter_attributions, written
+from mechreward.features.attribution import (
+    STEPS,
+    Method,
+    attributed_nodes,
+    check_attribution,
+    iter_attributions,
+    written,
+)
 from mechreward.features.nodes import Nodes, Places, read_nodes
 from mechreward.features.targets import Target
 from mechreward.models import LoadedModel
@@ -103,11 +110,11 @@ def completeness(
     Raises:
         InputError: as `iter_attributions`.
     """
-    options = {"places": places, "batch_size": batch_size}
+    read = attributed_nodes(
+        loaded, sae, responses, targets, method=method, steps=steps, places=places, batch_size=batch_size
+    )
     frames = []
-    for batch in iter_attributions(loaded, sae, responses, targets, method=method, steps=steps, **options):  # type: ignore[arg-type]
-        piece = slice(batch.rows[0], batch.rows[-1] + 1)
-        nodes = read_nodes(loaded, sae, responses[piece], targets[piece], places)
+    for nodes, batch in read:
         features_ND = written(nodes)
         bias_ND = sae.decode(torch.zeros(len(features_ND), sae.d_sae, device=sae.device), nodes.h_ND)
         without = nodes.value(nodes.h_BSD - nodes.scattered(features_ND))

@@ -76,6 +76,24 @@ def iter_attributions(
         InputError: at once for an SAE that does not fit, a target out of range or with no node before it, or an
             argument that is not allowed; on the way for a gradient or state that is not finite.
     """
+    read = attributed_nodes(
+        loaded, sae, responses, targets, method=method, steps=steps, places=places, batch_size=batch_size
+    )
+    return (batch for _, batch in read)
+
+
+def attributed_nodes(
+    loaded: LoadedModel,
+    sae: SAE,
+    responses: Sequence[Response],
+    targets: Sequence[Target],
+    *,
+    method: Method,
+    steps: int,
+    places: Places,
+    batch_size: int,
+) -> Iterator[tuple[Nodes, AttributionBatch]]:
+    """As `iter_attributions`, with the nodes that each batch was read from."""
     check_attribution(loaded, sae, responses, targets, places, batch_size)
     if method not in get_args(Method):
         raise InputError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
@@ -118,12 +136,12 @@ def _stream(
     steps: int,
     places: Places,
     batch_size: int,
-) -> Iterator[AttributionBatch]:
+) -> Iterator[tuple[Nodes, AttributionBatch]]:
     for start in range(0, len(responses), batch_size):
         piece = slice(start, start + batch_size)
         nodes = read_nodes(loaded, sae, responses[piece], targets[piece], places)
         rows = list(range(len(responses))[piece])
-        yield _attribute(nodes, rows, steps if method == "integrated" else 0)
+        yield nodes, _attribute(nodes, rows, steps if method == "integrated" else 0)
 
 
 def _attribute(nodes: Nodes, rows: list[int], steps: int) -> AttributionBatch:
