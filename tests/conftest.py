@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -233,3 +234,24 @@ def tiny_model() -> Callable[[str], PreTrainedModel]:
     In evaluation mode and shared by all tests: a test that trains one takes a deep copy.
     """
     return _made
+
+
+@pytest.fixture(scope="session")
+def sae_of_layer() -> Callable[..., Any]:
+    """Makes a random SAE for a block of the tiny Llama."""
+    # Not above: shapes are checked in what is imported after this file.
+    from mechreward.sae import SAE, SAEMeta
+
+    def make(layer: int = 1, seed: int = 5) -> SAE:
+        encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))
+        return SAE(
+            architecture="topk",
+            W_enc_DF=encoder,
+            b_enc_F=torch.zeros(64),
+            W_dec_FD=encoder.T.clone(),
+            b_dec_D=torch.zeros(32),
+            meta=SAEMeta(release="r", sae_id="i", layer=layer, model_name="", hook_name="h"),
+            k=32,
+        )
+
+    return make

@@ -10,8 +10,12 @@ import torch
 
 from mechreward.errors import InputError
 from mechreward.hacking import DualVerifier
-from mechreward.models import iter_blocks
+from mechreward.models import iter_blocks, load_model
+from mechreward.probes import load_probe
 from mechreward.reward import FeatureReward
+from mechreward.sae import load_sae
+from mechreward.tasks import load_questions
+from mechreward.tiny import MODEL, SAE_FOLDER
 
 PROMPTS = ["12+3=", "12+3=", "12+3=", "what"]
 COMPLETIONS = ["15", "15 so it is 15.", "9 9 9", "abc"]
@@ -166,3 +170,19 @@ def test_states_of_nan_are_refused(reward, probe) -> None:
     states = {1: torch.full((1, 2, 32), torch.nan), 2: torch.zeros(1, 2, 32)}
     with pytest.raises(InputError, match="NaN"):
         DualVerifier(reward, probe).compute(states, torch.ones(1, 2).bool())
+
+
+def test_in_a_plain_trainer_the_packs_own_model_reads() -> None:
+    sae, probe = load_sae(SAE_FOLDER), load_probe("tiny/correctness_probe_l3")
+    prompts = [question.prompt for question in load_questions("tiny:easy", limit=3)]
+    unbound, bound = (DualVerifier(FeatureReward.from_pack("tiny/reasoning_pack", sae), probe) for _ in range(2))
+    loaded = load_model(str(MODEL))
+    bound.bind(loaded.model, loaded.tokenizer)
+    for verifier in (unbound, bound):
+        verifier.calibration = (2.0, -2.0)
+    completions = ["#### 7", "Ada has 3 .", "#### 1"]
+    paid = unbound(prompts, completions)
+    assert paid == bound(prompts, completions) and len(set(paid)) == 3
+    unnamed = DualVerifier(FeatureReward({3: 1.0}, replace(sae, meta=replace(sae.meta, model_name=""))), probe)
+    with pytest.raises(InputError, match="the pack names no model; call verifier.bind"):
+        unnamed(prompts, completions)

@@ -7,38 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from mechreward.sae import SAE, SAEMeta
+from mechreward.sae import SAE
 from mechreward.training import MechRewardGRPOTrainer
 
 GROUP = 4
 PROMPTS = ["12+3=", "a", "what is 7?", "xy"]
 
 
-def make_sae(layer: int = 1, seed: int = 5) -> SAE:
-    encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))
-    return SAE(
-        architecture="topk",
-        W_enc_DF=encoder,
-        b_enc_F=torch.zeros(64),
-        W_dec_FD=encoder.T.clone(),
-        b_dec_D=torch.zeros(32),
-        meta=SAEMeta(release="r", sae_id="i", layer=layer, model_name="", hook_name="h"),
-        k=32,
-    )
-
-
 @pytest.fixture(scope="session")
-def sae() -> SAE:
-    return make_sae()
-
-
-@pytest.fixture(scope="session")
-def sae_of_layer() -> Callable[..., SAE]:
-    return make_sae
+def sae(sae_of_layer) -> SAE:
+    return sae_of_layer()
 
 
 @pytest.fixture

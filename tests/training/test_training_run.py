@@ -14,7 +14,6 @@ from mechreward.errors import InputError
 from mechreward.files import read_jsonl
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward, OutcomeReward
-from mechreward.sae import SAE, SAEMeta
 from mechreward.tasks import Question
 from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, train_arm
 from mechreward.training.run import make_args, make_dataset
@@ -42,18 +41,7 @@ def config(**options) -> TrainConfig:
 
 
 @pytest.fixture
-def rewards() -> list:
-    encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
-    sae = SAE(
-        architecture="topk",
-        W_enc_DF=encoder,
-        b_enc_F=torch.zeros(64),
-        W_dec_FD=encoder.T.clone(),
-        b_dec_D=torch.zeros(32),
-        meta=SAEMeta(release="r", sae_id="i", layer=1, model_name="", hook_name="h"),
-        k=32,
-    )
-
+def rewards(sae) -> list:
     def outcome(completion_ids, trainer_state, **_) -> list[float]:
         # A spread in the first two steps only: later steps need the RMS remembered across the checkpoint.
         if trainer_state.global_step >= 2:

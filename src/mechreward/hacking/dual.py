@@ -30,13 +30,12 @@ from transformers import PreTrainedTokenizerBase
 from mechreward.errors import InputError
 from mechreward.features.steps import last_of_steps
 from mechreward.hacking.actions import Action, check_action, neutral_rewards
-from mechreward.models import check_layer, iter_blocks, load_model
+from mechreward.models import check_layer, iter_blocks
 from mechreward.probes import LinearProbe
 from mechreward.probes.probe import pool_logits
 from mechreward.probes.train import platt
 from mechreward.reward import FeatureReward, pool
-from mechreward.reward.batch import Text, check_lengths
-from mechreward.reward.feature_reward import _prompt_ids
+from mechreward.reward.batch import Text, check_lengths, token_ids
 from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
@@ -215,10 +214,7 @@ class DualVerifier:
         """
         check_lengths(prompts, completions)
         model, tokenizer = self._bound or self._bind_own_model()
-        prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
-        if completion_ids is None:
-            texts = [as_text(completion) for completion in completions]
-            completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        prompt_ids, completion_ids = token_ids(tokenizer, prompts, completions, completion_ids)
         scores_B, probe_B = self._read(model, tokenizer, prompt_ids, completion_ids)
         verdicts = self.verdicts(scores_B, probe_B)
         self._record(verdicts)
@@ -239,12 +235,9 @@ class DualVerifier:
         return self
 
     def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-        name = self.feature_reward.pack.model_name
-        if not name:
-            raise InputError("model: the pack names no model; call verifier.bind(model, tokenizer) first")
-        loaded = load_model(name)
-        self.bind(loaded.model, loaded.tokenizer)
-        return loaded.model, loaded.tokenizer
+        model, tokenizer = self.feature_reward.own_model("verifier")
+        self.bind(model, tokenizer)
+        return model, tokenizer
 
     @torch.no_grad()
     def _read(

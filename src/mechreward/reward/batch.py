@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mechreward.errors import InputError
+from mechreward.verifiers import as_text
 
 Text = str | list[dict[str, Any]]
 
@@ -14,3 +17,24 @@ def check_lengths(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
     """Raises InputError if a batch does not hold one completion a prompt."""
     if len(prompts) != len(completions):
         raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one each")
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]] | None,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of prompts and completions: chats by the tokenizer's template, completions as given, else from their text."""
+    prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    if completion_ids is None:
+        texts = [as_text(completion) for completion in completions]
+        completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return prompt_ids, [list(ids) for ids in completion_ids]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    chat: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(chat["input_ids"])

@@ -27,11 +27,10 @@ from mechreward.features.aggregation import Aggregation, StepEndAggregation, bui
 from mechreward.features.prompts import prompt_mismatch
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import pool
-from mechreward.reward.batch import Text, check_lengths
+from mechreward.reward.batch import Text, check_lengths, token_ids
 from mechreward.reward.normalization import Normalization, build_normalization
 from mechreward.sae import SAE
 from mechreward.tiny import model_path
-from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -219,20 +218,26 @@ class FeatureReward:
         self._warn_once(columns)
         model, tokenizer = self._bound or self._bind_own_model()
         self.check_prompts(prompts, tokenizer)
-        prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
-        if completion_ids is None:
-            texts = [as_text(completion) for completion in completions]
-            completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        [(reward_BT, readable_BT)] = read_tokens([self], model, prompt_ids, [list(ids) for ids in completion_ids])
+        prompt_ids, completion_ids = token_ids(tokenizer, prompts, completions, completion_ids)
+        [(reward_BT, readable_BT)] = read_tokens([self], model, prompt_ids, completion_ids)
         ends_BT = self.step_ends(tokenizer, completion_ids)
         paid = self.normalization(pool(reward_BT, readable_BT, self._pooling, ends_BT)).tolist()
         return [None if math.isnan(value) else value for value in paid]
 
     def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+        model, tokenizer = self.own_model("reward")
+        self.bind(model, tokenizer)
+        return model, tokenizer
+
+    def own_model(self, caller: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+        """The pack's model and tokenizer, loaded anew for `caller`, whose `bind` is the other way.
+
+        Raises:
+            InputError: if the pack names no model.
+        """
         if not self.pack.model_name:
-            raise InputError("model: the pack names no model; call reward.bind(model, tokenizer) first")
+            raise InputError(f"model: the pack names no model; call {caller}.bind(model, tokenizer) first")
         loaded = load_model(model_path(self.pack.model_name))
-        self.bind(loaded.model, loaded.tokenizer)
         return loaded.model, loaded.tokenizer
 
     def _warn_once(self, columns: dict[str, Any]) -> None:
@@ -303,10 +308,3 @@ def _check_finite(h_BTD: Tensor, mask_BT: Tensor) -> None:
     if not finite_BT.all():
         row, token = (~finite_BT).nonzero()[0].tolist()
         raise InputError(f"residuals: row {row} is NaN or infinite at completion token {token}; all must be finite")
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    chat: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return list(chat["input_ids"])
