@@ -224,7 +224,7 @@ def test_the_margin_of_half_precision_holds(powers: tuple[int, int, int], scale:
     truth = x_ND.double() @ sae.W_enc_DF.double() + sae.b_enc_F.double()
     if scale:
         truth *= sae.W_dec_FD.double().norm(dim=-1)
-    screen = float16_screen(sae._encoder, x_ND)
+    screen = float16_screen(sae._encoder, x_ND, sae._encoder.margin(x_ND)[:, 0])
     error_N = (screen.pre(torch.arange(200)).double() * screen.unit - truth).abs().amax(-1)
     assert (error_N <= screen.margin_N.double()).all()
     # And it is no more than a few times what is seen.

@@ -79,8 +79,8 @@ def read_topk(
         order_F: features by how often they fire, most often first; None takes them as they come.
         block_tokens: tokens encoded in full at a time.
     """
-    screen = float16_screen(encoder, x_ND) if half_pays(x_ND) else float32_screen(encoder, x_ND)
     exact_N = encoder.margin(x_ND)[:, 0]
+    screen = (float16_screen if half_pays(x_ND) else float32_screen)(encoder, x_ND, exact_N)
     # A little more than the sum, so that a chosen feature never misses its own bar by rounding.
     chosen = Chosen(ids_K, encoder.part(ids_K).affine(x_ND), exact_N, 1.001 * (exact_N + screen.margin_N))
     acts_NK = torch.zeros_like(chosen.value_NK)

@@ -35,11 +35,9 @@ LARGEST_BIAS = 2.0**10
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """Inputs, weights and how far their product can be trusted."""
+    """An encoder in one float type, the inputs it is applied to, and how far its pre-activations can be trusted."""
 
-    W_FD: Float[Tensor, "f d"]
-    bias_F: Float[Tensor, " f"]
-    scale_F: Float[Tensor, " f"] | None
+    encoder: Encoder
     x_ND: Float[Tensor, "n d"]
     unit: float
     """A pre-activation in the SAE's own units is `unit` times what `pre` gives."""
@@ -48,22 +46,20 @@ class Screen:
 
     def part(self, ids_S: Int[Tensor, " s"]) -> Screen:
         """The screen of some features alone."""
-        scale_S = None if self.scale_F is None else self.scale_F[ids_S]
-        return replace(self, W_FD=self.W_FD[ids_S], bias_F=self.bias_F[ids_S], scale_F=scale_S)
+        return replace(self, encoder=self.encoder.part(ids_S))
 
     def pre(self, rows_M: Int[Tensor, " m"]) -> Float[Tensor, "m f"]:
         """Pre-activations of some tokens, in `unit`s and the screen's float type."""
-        pre_MF = torch.addmm(self.bias_F, self.x_ND[rows_M], self.W_FD.T)
-        return pre_MF if self.scale_F is None else pre_MF.mul_(self.scale_F)
+        return self.encoder.affine(self.x_ND[rows_M])
 
 
-def float32_screen(encoder: Encoder, x_ND: Float[Tensor, "n d"]) -> Screen:
-    """The encoder's own weights, right within `Encoder.margin`."""
-    return Screen(encoder.W_FD, encoder.bias_F, encoder.scale_F, x_ND, 1.0, encoder.margin(x_ND)[:, 0])
+def float32_screen(encoder: Encoder, x_ND: Float[Tensor, "n d"], exact_N: Float[Tensor, " n"]) -> Screen:
+    """The encoder as it is, right within `exact_N`: its own margins of the tokens."""
+    return Screen(encoder, x_ND, 1.0, exact_N)
 
 
-def float16_screen(encoder: Encoder, x_ND: Float[Tensor, "n d"]) -> Screen:
-    """A copy in half precision; the weights' is made once per encoder."""
+def float16_screen(encoder: Encoder, x_ND: Float[Tensor, "n d"], exact_N: Float[Tensor, " n"]) -> Screen:
+    """A copy in half precision; the weights' is made once per encoder. `exact_N` as in `float32_screen`."""
     half = encoder.half
     # The bias is what may be large beside the product.
     least = torch.as_tensor(half.bias / (half.unit * LARGEST_BIAS), device=x_ND.device)
@@ -73,10 +69,8 @@ def float16_screen(encoder: Encoder, x_ND: Float[Tensor, "n d"]) -> Screen:
     unit = half.unit * largest
     bound_N = 3 * HALF_UNIT * (x_norm_N * w_norm + half.bias / unit) + HALF_LEAST * root * (x_norm_N + w_norm)
     return Screen(
-        W_FD=half.W_FD,
-        bias_F=(half.bias_F / unit).half(),
-        scale_F=None,
+        encoder=replace(encoder, W_FD=half.W_FD, bias_F=(half.bias_F / unit).half(), scale_F=None),
         x_ND=(x_ND / largest).half(),
         unit=unit,
-        margin_N=unit * bound_N + encoder.margin(x_ND)[:, 0],
+        margin_N=unit * bound_N + exact_N,
     )
