@@ -31,11 +31,10 @@ import pandas as pd
 import torch
 import tyro
 import vl_convert
-from scipy.stats import t as student
 
 from mechreward.features import FeaturePack, PackFeature, build_pack, discover, load_pack, sae_ref, save_pack
 from mechreward.files import read_json, read_jsonl, write_json
-from mechreward.gates import gate1
+from mechreward.gates import gate1, student_interval
 from mechreward.hacking import DualVerifier, GuardConfig
 from mechreward.models import LoadedModel, iter_residuals, load_model
 from mechreward.probes import load_probe
@@ -49,7 +48,6 @@ from mechreward.verifiers import gsm8k_exact_match
 
 PACKS, GUARDS = ("hack", "honest"), ("off", "detector", "dual")
 WORD = "▁+"
-STUDENT = 0.95
 
 
 @dataclass(frozen=True)
@@ -243,11 +241,8 @@ def watched(metrics: Path) -> dict[str, Any]:
 
 def interval(values: list[float]) -> dict[str, float]:
     """Mean and 95 % interval of Student's t over seeds; of a single seed the mean alone."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {"mean": mean}
-    half = float(student.ppf((1 + STUDENT) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    found = student_interval(values)
+    return {"mean": found.value} | ({"low": found.low, "high": found.high} if len(values) > 1 else {})
 
 
 def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

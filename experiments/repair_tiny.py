@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from scipy.stats import t as student
 
 from mechreward.chains import Roller
 from mechreward.files import read_json, write_json
-from mechreward.gates import accuracy_interval, question_means
+from mechreward.gates import accuracy_interval, question_means, student_interval
 from mechreward.models import load_model
 from mechreward.rollout import load_responses, sample_responses, save_responses, verify_responses
 from mechreward.sae import load_sae
@@ -157,12 +156,9 @@ def gather(study: Study) -> dict[str, Any]:
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean, and Student's 95 % interval where there are two seeds or more."""
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2:
-        return {"mean": mean, "interval": None, "n_seeds": n}
-    spread = (sum((value - mean) ** 2 for value in values) / (n - 1)) ** 0.5
-    reach = float(student.ppf(0.975, n - 1)) * spread / n**0.5
-    return {"mean": mean, "interval": [mean - reach, mean + reach], "n_seeds": n}
+    found = student_interval(values)
+    ends = [found.low, found.high] if len(values) > 1 else None
+    return {"mean": found.value, "interval": ends, "n_seeds": len(values)}
 
 
 def table(results: dict[str, Any]) -> str:
