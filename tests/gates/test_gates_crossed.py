@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from scipy.stats import norm, t, ttest_1samp
 from statsmodels.stats.anova import anova_lm
 
 from mechreward.errors import InputError
-from mechreward.gates import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed
+from mechreward.gates import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed, student_interval
 
 
 def planted(seed: int, n_seeds: int = 5, n_questions: int = 12, mean: float = 0.1) -> np.ndarray:
@@ -119,3 +121,19 @@ def test_shift_and_scale(shift: float, scale: float) -> None:
 def test_bad_input(bad: np.ndarray, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         crossed_interval(bad)
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.4], [0.5, -0.2, 0.3, 0.31, 0.9]])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_students_interval_is_scipys(values: list[float], level: float) -> None:
+    found, wanted = student_interval(values, level), ttest_1samp(values, 0)
+    interval = wanted.confidence_interval(level)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), interval.low, interval.high))
+    assert found.error == pytest.approx(np.mean(values) / wanted.statistic)
+
+
+def test_students_interval_of_one_number_and_of_none() -> None:
+    alone = student_interval([0.3])
+    assert alone.value == 0.3 and isnan(alone.low) and isnan(alone.high) and isnan(alone.error)
+    with pytest.raises(InputError, match="values: there are none"):
+        student_interval([])

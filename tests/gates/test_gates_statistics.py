@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
@@ -26,7 +25,6 @@ from mechreward.gates.statistics import (
     question_pairs,
     ratio,
     resample_counts,
-    student_interval,
     wilson,
     within_question_auroc,
 )
@@ -48,22 +46,6 @@ def naive_pairs(scores: np.ndarray, labels: np.ndarray, groups: list[str], withi
             pairs += 1
             wins += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
     return wins, pairs
-
-
-@pytest.mark.parametrize("values", [[0.1, 0.4], [0.5, -0.2, 0.3, 0.31, 0.9]])
-@pytest.mark.parametrize("level", [0.95, 0.8])
-def test_students_interval_is_scipys(values: list[float], level: float) -> None:
-    found, wanted = student_interval(values, level), ttest_1samp(values, 0)
-    interval = wanted.confidence_interval(level)
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), interval.low, interval.high))
-    assert found.error == pytest.approx(np.mean(values) / wanted.statistic)
-
-
-def test_students_interval_of_one_number_and_of_none() -> None:
-    alone = student_interval([0.3])
-    assert alone.value == 0.3 and isnan(alone.low) and isnan(alone.high) and isnan(alone.error)
-    with pytest.raises(InputError, match="values: there are none"):
-        student_interval([])
 
 
 def test_auroc_by_hand() -> None:

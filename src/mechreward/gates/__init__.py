@@ -15,7 +15,7 @@ from mechreward.gates.baselines import (
     reward_from_words,
 )
 from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
-from mechreward.gates.crossed import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed
+from mechreward.gates.crossed import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed, student_interval
 from mechreward.gates.evidence import Correlations, Evidence, compare, judge_held_out, judge_scores
 from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.gate2 import (
@@ -47,7 +47,6 @@ from mechreward.gates.statistics import (
     question_means,
     question_pairs,
     ratio,
-    student_interval,
     welch,
     wilson,
     within_question_auroc,

@@ -1,4 +1,4 @@
-"""Statistics over seeds x questions: what a paired difference of two training methods is worth.
+"""Statistics over seeds, and over seeds x questions: what a paired difference of two training methods is worth.
 
 Two arms share seeds (the same starting model, question order and sampling seed) and test questions, so a study leaves
 one difference per seed s and question q, d_sq = m + a_s + b_q + e_sq: a seed's luck, a question's own reaction, the
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm, t
 
 from mechreward.errors import InputError
+from mechreward.gates.statistics import Interval
 
 Array = NDArray[np.float64]
 POWER = 0.8
@@ -77,6 +78,24 @@ def crossed_interval(difference_SQ: ArrayLike, level: float = 0.95) -> Crossed:
         question_variance=float(max(ms_question - ms_rest, 0) / n_seeds),
         rest_variance=float(ms_rest),
     )  # fmt: skip
+
+
+def student_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of independent numbers, one a seed, with Student's two-sided interval; of a single one the mean alone (NaN
+    for the rest).
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if not len(found):
+        raise InputError("values: there are none to take a mean of")
+    mean = float(found.mean())
+    if len(found) < 2:
+        return Interval(mean, np.nan, np.nan, np.nan)
+    error = float(found.std(ddof=1) / len(found) ** 0.5)
+    half = float(t.ppf((1 + level) / 2, len(found) - 1)) * error
+    return Interval(mean, mean - half, mean + half, error)
 
 
 def hierarchical_bootstrap(

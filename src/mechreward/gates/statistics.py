@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, permutation_test, spearmanr, ttest_ind
-from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -202,24 +201,6 @@ def wilson(successes: float | int, trials: float | int, level: float = 0.95) -> 
     """Wilson interval of a proportion of independent trials."""
     low, high = proportion_confint(successes, trials, alpha=1 - level, method="wilson")
     return float(low), float(high)
-
-
-def student_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Mean of independent numbers, one a seed, with Student's two-sided interval; of a single one the mean alone (NaN
-    for the rest).
-
-    Raises:
-        InputError: if there is none.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    if not len(found):
-        raise InputError("values: there are none to take a mean of")
-    mean = float(found.mean())
-    if len(found) < 2:
-        return Interval(mean, nan, nan, nan)
-    error = float(found.std(ddof=1) / len(found) ** 0.5)
-    half = float(student.ppf((1 + level) / 2, len(found) - 1)) * error
-    return Interval(mean, mean - half, mean + half, error)
 
 
 def mean_rise(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
