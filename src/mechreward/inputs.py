@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mechreward import tiny
 from mechreward.config import ImproveConfig
@@ -39,9 +39,7 @@ def prepare(config: ImproveConfig) -> Inputs:
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
-    verifier = get_verifier(config.verifier)
-    if config.strictness == "lenient":
-        verifier = lenient(verifier)
+    verifier = verifier_of(config.verifier, config.strictness)
     columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
     questions = load_questions(
         config.questions,
@@ -67,8 +65,15 @@ def prepare(config: ImproveConfig) -> Inputs:
     return Inputs(config, split, verifier, loaded, layer, sae)
 
 
-def lenient(verifier: Verifier) -> Verifier:
-    """The same verifier, taking an answer as right when its lenient extraction is."""
+def verifier_of(name: str, strictness: Literal["strict", "lenient"]) -> Verifier:
+    """The verifier of this name; `lenient` takes an answer as right when its lenient extraction is.
+
+    Raises:
+        InputError: as `get_verifier`.
+    """
+    verifier = get_verifier(name)
+    if strictness == "strict":
+        return verifier
 
     def judge(*arguments: Any, **options: Any) -> Verdict:
         verdict = verifier(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Verified answers for the verbs that read them: from a file, or sampled anew."""
+"""What verbs are given to read: verified answers, from a file or sampled anew, and an SAE."""
 
 from __future__ import annotations
 
@@ -25,18 +25,30 @@ def answers(
             responses.
     """
     from mechreward.cli.sae_settings import answered, asked
-    from mechreward.inputs import lenient
+    from mechreward.inputs import verifier_of
     from mechreward.rollout import load_responses, verify_responses
-    from mechreward.verifiers import get_verifier
 
     if settings.responses is not None:
         return load_responses(settings.responses)
     assert settings.questions is not None
-    verifier = get_verifier(settings.verifier)
+    verifier = verifier_of(settings.verifier, settings.strictness)
     questions = asked(settings, settings.questions, settings.limit)
     if len(questions) < least:
         raise InputError(f"questions: {len(questions)} are too few; {what} needs {least} with mixed answers")
     total = len(questions) * settings.samples
     with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
         responses = answered(settings, loaded, questions, settings.samples, advance)
-    return verify_responses(responses, questions, lenient(verifier) if settings.strictness == "lenient" else verifier)
+    return verify_responses(responses, questions, verifier)
+
+
+def sae_source(model: str, sae: str | None, why: str) -> str:
+    """Where the SAE is: as named, or the bundled one for the model `tiny`.
+
+    Raises:
+        InputError: if none is named for another model, "is needed" and `why`.
+    """
+    from mechreward.tiny import SAE_FOLDER
+
+    if sae is None and model != "tiny":
+        raise InputError(f"sae: is needed {why}; name a folder or file, or a SAE Lens release, with --sae")
+    return str(SAE_FOLDER) if sae is None else sae

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mechreward.cli.asking import answers
+from mechreward.cli.asking import answers, sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
@@ -84,11 +84,8 @@ def discover(arguments: list[str], prog: str) -> int:
 def _sae(settings: DiscoverSettings, loaded: LoadedModel) -> SAE:
     from mechreward.models import check_layer, d_model
     from mechreward.sae import load_sae
-    from mechreward.tiny import SAE_FOLDER
 
-    if settings.sae is None and settings.model != "tiny":
-        raise InputError("sae: is needed and was not given; name a folder or file, or a SAE Lens release")
-    source = SAE_FOLDER if settings.sae is None else settings.sae
+    source = sae_source(settings.model, settings.sae, "and was not given")
     sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer)
     check_layer(loaded.model, sae.layer)
     if sae.d_model != d_model(loaded.model):

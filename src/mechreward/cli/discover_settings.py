@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.cli.sae_settings import AskSettings
+from mechreward.cli.sae_settings import JudgeSettings
 from mechreward.settings import Count, Whole
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
-class DiscoverSettings(AskSettings):
+class DiscoverSettings(JudgeSettings):
     """Finds the SAE features that go with right answers to the same question, and makes a pack of them."""
 
     sae: str | None = None
@@ -36,10 +36,6 @@ class DiscoverSettings(AskSettings):
     """Use the first so many questions."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Responses sampled for each question."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
-    strictness: Literal["strict", "lenient"] = "strict"
-    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
     n_features: Count = 20
     """Features in the pack, at most."""
     q_max: Unit = 0.05

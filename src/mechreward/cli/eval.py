@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
@@ -26,15 +27,14 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.cli.sae_settings import answered, asked
     from mechreward.gates.reading import read_scores
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
-    from mechreward.inputs import lenient
+    from mechreward.inputs import verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import save_responses, verify_responses
     from mechreward.tiny import model_path
-    from mechreward.verifiers import get_verifier
 
     settings = parse_settings(EvalSettings, arguments, prog)
     _check(settings)
-    verifier = get_verifier(settings.verifier)
+    verifier = verifier_of(settings.verifier, settings.strictness)
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)
     variations = _vary(settings, questions)
@@ -49,7 +49,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     total = len(every) * settings.samples
     with RichProgress().stage(f"ask {len(every)} questions x {settings.samples}", total) as advance:
         drawn = answered(settings, loaded, every, settings.samples, advance)
-    responses = verify_responses(drawn, every, lenient(verifier) if settings.strictness == "lenient" else verifier)
+    responses = verify_responses(drawn, every, verifier)
     family = {q.id: (q.id, ORIGINAL) for q in questions} | {v.question.id: (v.of, v.kind) for v in variations}
     answers = [FamilyAnswer(*family[r.question_id], r.question_id, bool(r.correct)) for r in responses]
     found: dict[str, Any] = {"n_questions": len(questions), "accuracy": accuracies(answers)}
@@ -80,8 +80,8 @@ def _check(settings: EvalSettings) -> None:
         raise InputError(
             f"samples: {settings.samples} answer a question allows no comparison within it; give 2 or more"
         )
-    if settings.pack is not None and settings.sae is None and settings.model != "tiny":
-        raise InputError(f"sae: is needed to read {settings.model}; give --sae")
+    if settings.pack is not None:
+        _sae_source(settings)
 
 
 def _vary(settings: EvalSettings, questions: Sequence[Question]) -> list[Variation]:
@@ -95,9 +95,12 @@ def _vary(settings: EvalSettings, questions: Sequence[Question]) -> list[Variati
 def _reward(settings: EvalSettings, pack: str) -> FeatureReward:
     from mechreward.reward import FeatureReward
     from mechreward.sae import load_sae
-    from mechreward.tiny import SAE_FOLDER
 
-    return FeatureReward.from_pack(pack, load_sae(settings.sae or SAE_FOLDER, settings.sae_id, device=settings.device))
+    return FeatureReward.from_pack(pack, load_sae(_sae_source(settings), settings.sae_id, device=settings.device))
+
+
+def _sae_source(settings: EvalSettings) -> str:
+    return sae_source(settings.model, settings.sae, f"to read {settings.model}")
 
 
 def _finite(value: Any) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mechreward.cli.sae_settings import AskSettings
+from mechreward.cli.sae_settings import JudgeSettings
 from mechreward.settings import Count
 
 
-class EvalSettings(AskSettings):
+class EvalSettings(JudgeSettings):
     """Accuracy on questions, with its interval. With --fuzz also on variations of them, how far answers to one family
     agree, and with --pack whether the pack's signal survives: exit code 1 if the pack is brittle."""
 
@@ -29,9 +29,5 @@ class EvalSettings(AskSettings):
     """Use the first so many questions."""
     samples: Count = 4
     """Answers to each question."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
-    strictness: Literal["strict", "lenient"] = "strict"
-    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
     out: Path = Path("runs/eval")
     """Folder for eval.json and responses.parquet."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import console
 from mechreward.errors import InputError
@@ -32,14 +33,13 @@ def show(arguments: list[str], prog: str) -> int:
     from mechreward.models import load_model
     from mechreward.rollout import load_responses
     from mechreward.sae import load_sae
-    from mechreward.tiny import SAE_FOLDER, model_path
+    from mechreward.tiny import model_path
 
     settings = parse_settings(FeaturesSettings, arguments, prog)
     ids = _ids(settings.ids)
-    if settings.sae is None and settings.model != "tiny":
-        raise InputError("sae: is needed and was not given; name a folder or file, or a SAE Lens release")
+    source = sae_source(settings.model, settings.sae, "and was not given")
     responses = load_responses(settings.responses / RESPONSES if settings.responses.is_dir() else settings.responses)
-    sae = load_sae(SAE_FOLDER if settings.sae is None else settings.sae, settings.sae_id, device=settings.device)
+    sae = load_sae(source, settings.sae_id, device=settings.device)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.cli.sae_settings import AskSettings
+from mechreward.cli.sae_settings import JudgeSettings
 from mechreward.settings import Count, Whole
 
 
-class GateSettings(AskSettings):
+class GateSettings(JudgeSettings):
     """Judges a pack on verified answers to questions that it was not found on: exit code 0 if it passes, else 1."""
 
     stage: Literal[1] = 1
@@ -32,10 +32,6 @@ class GateSettings(AskSettings):
     """Use the first so many questions."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Responses sampled for each question."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
-    strictness: Literal["strict", "lenient"] = "strict"
-    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
     draws: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples of questions, and label shuffles."""
     read_batch_size: Count = 32

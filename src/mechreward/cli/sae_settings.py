@@ -69,7 +69,16 @@ class CheckSettings(AskSettings):
     """Read about so many tokens."""
 
 
-class LayersSettings(AskSettings):
+class JudgeSettings(AskSettings):
+    """Questions, a model to answer them, and how its answers are judged."""
+
+    verifier: str = "gsm8k_exact_match"
+    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
+
+
+class LayersSettings(JudgeSettings):
     """Reports for each block how well a probe tells right from wrong answers to the same question."""
 
     responses: Path | None = None
@@ -80,10 +89,6 @@ class LayersSettings(AskSettings):
     """Use the first so many questions."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Responses sampled for each question."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
-    strictness: Literal["strict", "lenient"] = "strict"
-    """`strict` wants the answer in its marked place (`#### 18`); `lenient` takes the last number of the response."""
     out: Path | None = None
     """Write all numbers to this JSON file."""
 

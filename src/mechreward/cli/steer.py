@@ -9,6 +9,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
@@ -41,11 +42,10 @@ def inspect(
     from mechreward.models import load_model
     from mechreward.sae import load_sae
     from mechreward.steering import Variant
-    from mechreward.tiny import SAE_FOLDER, model_path
+    from mechreward.tiny import model_path
 
-    if sae is None and model != "tiny":
-        raise InputError(f"sae: is needed to read {model}; give --sae")
-    variant = Variant(load_model(model_path(model)), load_sae(sae or str(SAE_FOLDER), sae_id))
+    source = sae_source(model, sae, f"to read {model}")
+    variant = Variant(load_model(model_path(model)), load_sae(source, sae_id))
     seen = variant.inspect(text)
     if token is not None and not 0 <= token < len(seen.tokens):
         raise InputError(f"token: {token} is out of range; the text has tokens 0 to {len(seen.tokens) - 1}")

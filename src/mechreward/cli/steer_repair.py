@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError
@@ -28,21 +29,20 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.steering.repair import kept_repairs, save_repairs, summarise
     from mechreward.steering.repair_known import repair_known
     from mechreward.tasks import save_questions, split_questions
-    from mechreward.tiny import SAE_FOLDER, model_path
+    from mechreward.tiny import model_path
     from mechreward.verifiers import get_verifier
 
     settings = parse_settings(RepairSettings, arguments, prog)
     if settings.questions is None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
-    if settings.sae is None and settings.model != "tiny":
-        raise InputError(f"sae: is needed to steer {settings.model}; give --sae")
+    source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
     verifier = get_verifier(settings.verifier)
     split = split_questions(asked(settings, settings.questions, settings.limit), settings.known, settings.seed)
     out = make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
-    sae = load_sae(settings.sae or str(SAE_FOLDER), settings.sae_id, device=settings.device)
+    sae = load_sae(source, settings.sae_id, device=settings.device)
     save_questions(out / "questions.parquet", split)
     total = len(split.known) * settings.samples
     with RichProgress().stage(f"sample {len(split.known)} KNOWN questions x {settings.samples}", total) as advance:

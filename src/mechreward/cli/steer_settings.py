@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.sae_settings import AskSettings, answered, asked
 from mechreward.errors import InputError
 from mechreward.files import read_json
@@ -14,7 +15,7 @@ from mechreward.sae import load_sae
 from mechreward.settings import Count, Whole
 from mechreward.steering import Variant
 from mechreward.tasks import Question
-from mechreward.tiny import SAE_FOLDER, model_path
+from mechreward.tiny import model_path
 
 
 class SteerSettings(AskSettings):
@@ -69,12 +70,11 @@ def load_variant(settings: SteerSettings, edits: Path | None = None) -> Variant:
     Raises:
         InputError: if no SAE is named for a model that brings none, or the file is not one of edits.
     """
-    if settings.sae is None and settings.model != "tiny":
-        raise InputError(f"sae: is needed to steer {settings.model}; give --sae")
+    source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
-    sae = load_sae(settings.sae or str(SAE_FOLDER), settings.sae_id, device=settings.device)
+    sae = load_sae(source, settings.sae_id, device=settings.device)
     variant = Variant(loaded, sae, where=settings.where)
     if edits is not None:
         return Variant.from_json(loaded, sae, read_json(edits))
