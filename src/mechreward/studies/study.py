@@ -1,11 +1,13 @@
 """A study from front to back: what the arms share, a run for each arm and seed, one results file.
 
 1. shared     KNOWN answers, the SAE, discovery and Gate 1, by the main job's own stages (`mechreward.pipeline`)
-2. tune       every candidate of every arm with the tuning seeds, on a part of KNOWN that is not trained on; skipped
+2. start      the starting model's accuracy on UNKNOWN: step 0 of every run
+3. tune       every candidate of every arm with the tuning seeds, on a part of KNOWN that is not trained on; skipped
               for arms with one candidate
-3. runs       each arm with each seed: the same starting model, questions in the same order; accuracy on UNKNOWN by
-              question, sampled with the same seeds in all arms, at step 0 and every `eval_every` steps
-4. results    `results.json`, as Gate 2 reads it, with what crashed
+4. runs       each arm with each seed, all arms of a seed before the next: the same starting model, questions in the
+              same order; accuracy on UNKNOWN by question, sampled with the same seeds in all arms, every `eval_every`
+              steps
+5. results    `results.json`, as Gate 2 reads it, with what crashed
 
 One JSON file a run, skipped where it is there; a run depends on its arguments alone, so that a study resumed after a
 kill leaves the files of one that was never killed.
@@ -42,7 +44,7 @@ from mechreward.pipeline import (
     verified,
 )
 from mechreward.reward import FeatureReward, OutcomeReward
-from mechreward.rollout import Response, load_responses
+from mechreward.rollout import load_responses
 from mechreward.rundir import stage_seed
 from mechreward.sae import load_sae
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
@@ -65,8 +67,9 @@ def run_study(config: StudyConfig, progress: StageProgress = silent) -> StudyRes
     inputs = prepare(config)
     folder = open_folder(inputs)
     share(inputs, folder, progress)
+    start(inputs, folder, progress)
     chosen = tune(config, folder, progress)
-    jobs = [run_job(config, folder, arm, seed, chosen[arm]) for arm in config.arms for seed in config.seeds]
+    jobs = [run_job(config, folder, arm, seed, chosen[arm]) for seed in config.seeds for arm in config.arms]
     errors = _run(jobs, config, progress, f"train {len(jobs)} runs")
     results = collect(config, folder, errors)
     write_json(folder / "results.json", results.model_dump(mode="json"))
@@ -88,6 +91,23 @@ def share(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
         )
 
 
+def start(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
+    """The starting model on UNKNOWN, asked with the seeds of every arm: sampled once, for all runs."""
+    path, config = folder / "start.json", inputs.config
+    if path.exists():
+        return
+    questions = inputs.split.unknown
+    with progress.stage(f"evaluate the start: {len(questions)} questions x {config.eval_samples}"):
+        write_json(path, _evaluation(inputs, inputs.loaded, questions, 0).model_dump(mode="json"))
+
+
+def _evaluation(inputs: Inputs, policy: LoadedModel, questions: Sequence[Question], step: int) -> Evaluation:
+    seed = stage_seed(inputs.config.seed, "evaluate")
+    answers = verified(inputs, policy, questions, inputs.config.eval_samples, seed, lambda _: None)
+    right = question_means([bool(answer.correct) for answer in answers], [answer.question_id for answer in answers])
+    return Evaluation(step=step, correct=right)
+
+
 def gate_halves(inputs: Inputs) -> QuestionSplit:
     """The half of KNOWN that is discovered on, and the other."""
     return split_questions(inputs.split.known, 0.5, stage_seed(inputs.config.seed, "gate"))
@@ -106,7 +126,7 @@ def run_arm(
     """Trains one arm with one seed and writes its accuracy by question to `path`.
 
     Args:
-        trial: train for `tune_steps` and test on the part of KNOWN that tuning keeps aside.
+        trial: train for `tune_steps` and test on the part of KNOWN that tuning keeps aside, after the last step only.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -114,14 +134,11 @@ def run_arm(
     inputs = prepare(config)
     trained_on, tested_on = sides(config, inputs, trial)
     steps = config.tune_steps or config.steps if trial else config.steps
-    answer_seed = stage_seed(config.seed, "evaluate")
-    evaluations: list[Evaluation] = []
+    evaluations = [] if trial else [Evaluation(**read_json(folder / "start.json"))]
 
     def evaluate(policy: LoadedModel, step: int) -> None:
-        answers = verified(inputs, policy, tested_on, config.eval_samples, answer_seed, lambda _: None)
-        evaluations.append(Evaluation(step=step, correct=_by_question(answers)))
+        evaluations.append(_evaluation(inputs, policy, tested_on, step))
 
-    evaluate(inputs.loaded, 0)
     # A checkpoint of a run that was killed would be gone on with, without the evaluations before it.
     checkpoints = folder / "checkpoints" / path.stem
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -140,7 +157,7 @@ def run_arm(
     )
     run = ArmRun(arm=arm, seed=seed, evaluations=tuple(evaluations))
     if config.survival and arm == config.judged and not trial:
-        found = measure(config, prepare(config), policy, reward, tested_on, seed, answer_seed)
+        found = measure(config, prepare(config), policy, reward, tested_on, seed, stage_seed(config.seed, "evaluate"))
         write_json(folder / "survival" / path.name, found.model_dump(mode="json"))
     facts = {"seconds": round(time.perf_counter() - started, 1)} | candidate._asdict()
     shutil.rmtree(checkpoints)
@@ -236,7 +253,3 @@ def _run(jobs: Sequence[Job], config: StudyConfig, progress: StageProgress, titl
     with progress.stage(title, len(jobs)) as advance:
         advance(sum(job.path.exists() for job in jobs))
         return run_jobs(jobs, config.workers, lambda _: advance(1))
-
-
-def _by_question(answers: Sequence[Response]) -> dict[str, float]:
-    return question_means([bool(answer.correct) for answer in answers], [answer.question_id for answer in answers])
