@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.cli.sae_settings import AskSettings
+from mechreward.cli.sae_settings import JudgeSettings
 from mechreward.settings import Count, Positive, Share
 
 
-class RepairSettings(AskSettings):
+class RepairSettings(JudgeSettings):
     """Repairs wrong answers to KNOWN questions by steering from their critical tokens on, beside drawing again from the
     same tokens and random steering. Exit code 0 if any verified repair is kept, 1 if none is."""
 
@@ -25,8 +25,6 @@ class RepairSettings(AskSettings):
     """Share of the questions that is KNOWN, split as `improve` does. The others are not answered."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Responses sampled for each KNOWN question."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
     critical: Literal["rollouts", "contrast", "solution"] = "rollouts"
     """How the critical token is found: rollouts from every step (dear), cDPO's contrastive estimation, or a worked
     solution."""

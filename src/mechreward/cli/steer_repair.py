@@ -23,6 +23,7 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.chains import Roller
     from mechreward.cli.repair_settings import RepairSettings
     from mechreward.cli.sae_settings import answered, asked
+    from mechreward.inputs import verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import save_responses, verify_responses
     from mechreward.sae import load_sae
@@ -30,13 +31,12 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.steering.repair_known import repair_known
     from mechreward.tasks import save_questions, split_questions
     from mechreward.tiny import model_path
-    from mechreward.verifiers import get_verifier
 
     settings = parse_settings(RepairSettings, arguments, prog)
     if settings.questions is None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
     source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
-    verifier = get_verifier(settings.verifier)
+    verifier = verifier_of(settings.verifier, settings.strictness)
     split = split_questions(asked(settings, settings.questions, settings.limit), settings.known, settings.seed)
     out = make_folder(settings.out)
     loaded = load_model(
