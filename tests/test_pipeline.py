@@ -83,7 +83,8 @@ def test_results_hold_both_arms_with_n_and_intervals(finished: Path) -> None:
             assert numbers["low"] <= numbers["accuracy"] <= numbers["high"]
             assert (numbers["n_questions"], numbers["n_responses"]) == (n_unknown, 2 * n_unknown)
     assert results["arms"]["outcome"]["before"] == results["arms"]["dense"]["before"]
-    assert results["dense_minus_outcome"]["n_questions"] == n_unknown
+    [between] = results["between"]
+    assert (between["arm"], between["against"], between["n_questions"]) == ("dense", "outcome", n_unknown)
 
 
 def test_arms_see_the_same_questions_and_unknown_ones_never(finished: Path) -> None:
@@ -252,7 +253,7 @@ def test_stage_seeds_differ_and_depend_on_the_seed() -> None:
 def test_verdict_says_what_the_interval_allows(low: float, high: float, words: str) -> None:
     paired = {"difference": (low + high) / 2, "low": low, "high": high, "p_value": 0.04}
     arm = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.5 + (low + high) / 2}, "paired": paired}
-    assert words in verdict_words({"arms": {"dense": arm}})
+    assert words in verdict_words({"arms": {"dense": arm}, "between": []})
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from mechreward.config import RepairArm
 from mechreward.gates import accuracy_interval, paired_test, question_means
+from mechreward.report.formats import arm_label
 from mechreward.rollout import Response, load_responses
+
+AGAINST = {
+    "dense": "outcome",
+    "repair_sft": "rejection_sft",
+    "repair_dpo": "rejection_sft",
+    "repair_cdpo": "rejection_sft",
+}
+"""The arm that each has to beat."""
 
 
 def accuracy(responses: Sequence[Response]) -> dict[str, Any]:
@@ -24,7 +34,7 @@ def _by_question(responses: Sequence[Response]) -> dict[str, float]:
 
 
 def compare_arms(arms: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Every arm against the untrained model, and dense against outcome-only, question by question on UNKNOWN."""
+    """Every arm against the untrained model, and against the arm it has to beat, question by question on UNKNOWN."""
     before = load_responses(folder / "responses" / "baseline.parquet")
     table: dict[str, Any] = {}
     means = {}
@@ -33,9 +43,12 @@ def compare_arms(arms: Sequence[str], folder: Path) -> dict[str, Any]:
         means[arm] = _by_question(after)
         paired = asdict(paired_test(_by_question(before), means[arm]))
         table[arm] = {"before": accuracy(before), "after": accuracy(after), "paired": paired}
-    results: dict[str, Any] = {"arms": table}
-    if len(means) == 2:
-        results["dense_minus_outcome"] = asdict(paired_test(means["outcome"], means["dense"]))
+    between = [
+        {"arm": arm, "against": base, **asdict(paired_test(means[base], means[arm]))}
+        for arm, base in AGAINST.items()
+        if arm in means and base in means
+    ]
+    results = {"arms": table, "between": between}
     return results | {"verdict": verdict_words(results)}
 
 
@@ -44,11 +57,16 @@ def verdict_words(results: dict[str, Any]) -> str:
     sentences = []
     for arm, numbers in results["arms"].items():
         before, after, paired = numbers["before"]["accuracy"], numbers["after"]["accuracy"], numbers["paired"]
-        sentences.append(f"{_said(paired, arm.capitalize() + ' training', 'accuracy')} ({before:.3f} to {after:.3f}).")
-    between = results.get("dense_minus_outcome")
-    if between is not None:
-        sentences.append(_said(between, "Dense against outcome-only", "final accuracy") + ".")
+        subject = arm_label(arm) if arm in get_args(RepairArm) else f"{arm.capitalize()} training"
+        sentences.append(f"{_said(paired, subject, 'accuracy')} ({before:.3f} to {after:.3f}).")
+    for paired in results["between"]:
+        subject = f"{_start(arm_label(paired['arm']))} against {arm_label(paired['against'])}"
+        sentences.append(_said(paired, subject, "final accuracy") + ".")
     return " ".join(sentences)
+
+
+def _start(label: str) -> str:
+    return label[:1].upper() + label[1:]
 
 
 def _said(paired: dict[str, Any], subject: str, quantity: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from mechreward.settings import Count, NotNegative, Positive, Settings, Share, make_settings
 
 Arm = Literal["outcome", "dense"]
+RepairArm = Literal["rejection_sft", "repair_sft", "repair_dpo", "repair_cdpo"]
 
 
 class ImproveConfig(Settings):
@@ -81,8 +82,22 @@ class ImproveConfig(Settings):
     ungated: bool = False
     """Train even if Gate 1 did not pass. The report says so."""
 
+    method: Literal["grpo", "repair", "both"] = "grpo"
+    """`grpo` trains `arms`; `repair` fine-tunes on wrong chains that steering made right, beside as many sampled right
+    ones; `both` does both, side by side."""
+    critical: Literal["rollouts", "contrast", "solution"] = "rollouts"
+    """For repair: how the token before which a wrong chain is cut is found. `contrast` (cDPO) adds the arm
+    `repair_cdpo`, DPO with its token scores; `solution` needs worked solutions."""
+    tries: Count = 4
+    """For repair: tries a chain."""
+    epochs: Count = 2
+    """For repair: passes over the chains."""
+    sft_learning_rate: Positive = 1e-4
+    """For repair: constant learning rate of SFT."""
+    dpo_learning_rate: Positive = 3e-5
+    """For repair: constant learning rate of DPO and cDPO."""
     arms: tuple[Arm, ...] = ("dense",)
-    """What to train: `outcome` (answers alone), `dense` (answers and features)."""
+    """What GRPO trains: `outcome` (answers alone), `dense` (answers and features)."""
     steps: Count = 40
     """Optimiser steps an arm."""
     questions_per_step: Count = 16
@@ -114,6 +129,19 @@ class ImproveConfig(Settings):
     """The run directory."""
     resume: bool = False
     """Go on with the run in `out` where it stopped."""
+
+    @property
+    def grpo_arms(self) -> tuple[Arm, ...]:
+        """What GRPO trains by this method."""
+        return () if self.method == "repair" else self.arms
+
+    @property
+    def repair_arms(self) -> tuple[RepairArm, ...]:
+        """What is fine-tuned by this method; cDPO needs the token scores that only `contrast` gives."""
+        if self.method == "grpo":
+            return ()
+        every: tuple[RepairArm, ...] = get_args(RepairArm)
+        return every if self.critical == "contrast" else every[:-1]
 
 
 def make_config(**values: Any) -> ImproveConfig:

@@ -7,7 +7,8 @@
 3. sae        load the SAE, or train one on the model's own responses to KNOWN questions
 4. discover   contrast right with wrong within each question of one half of KNOWN -> pack
 5. gate       Gate 1 on the other half of KNOWN, scored by the very reward object that would train
-6. train      GRPO, one run an arm: same seed, same questions in the same order
+6. train      GRPO, one run an arm: same seed, same questions in the same order; and, as `method` says, repair of wrong
+              chains by steering and fine-tuning on them, beside as many right answers as they were sampled
 7. evaluate   UNKNOWN again, paired with the baseline question by question
 8. report     one HTML page
 
@@ -44,6 +45,7 @@ from mechreward.files import append_row, read_json, read_jsonl, write_json
 from mechreward.gates import gate1
 from mechreward.inputs import Inputs, load_policy, open_folder, prepare
 from mechreward.models import LoadedModel
+from mechreward.repairs import arm_pairs, check_repair, repair_stage, run_repair_arm
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
@@ -93,6 +95,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     """
     started = time.perf_counter()
     inputs = prepare(config)
+    check_repair(inputs)
     folder = open_folder(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
     sample(inputs, folder, "baseline", progress)
@@ -114,9 +117,43 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     if gate["verdict"] != "pass" and not config.ungated:
         verdict = f"Gate 1 did not pass ({gate['verdict']}): {gate['reason']}. Nothing was trained."
         return finish(folder, {"verdict": verdict, "arms": {}}, started, gate)
-    for arm in config.arms:
+    for arm in config.grpo_arms:
         run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
-    return finish(folder, compare_arms(config.arms, folder), started, gate)
+    try:
+        repairs = run_repairs(inputs, folder, sae, responses, progress)
+    except InputError as error:
+        results = compare_arms(config.grpo_arms, folder)
+        words = f"{results['verdict']} Repair stopped: {error}.".strip()
+        outcome = finish(folder, results | {"verdict": words}, started, gate)
+        if isinstance(error, NoFeatures):
+            return outcome
+        raise
+    return finish(folder, compare_arms([*config.grpo_arms, *config.repair_arms], folder) | repairs, started, gate)
+
+
+def run_repairs(
+    inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response], progress: StageProgress
+) -> dict[str, Any]:
+    """Repairs KNOWN chains, then trains each repair arm and samples UNKNOWN with it, with the seeds of the baseline;
+    nothing if the method is GRPO alone. Returns what results.json says of the repairs themselves.
+
+    Raises:
+        InputError: as `repair_stage` and `arm_pairs`.
+    """
+    config, seed = inputs.config, stage_seed(inputs.config.seed, "baseline")
+    if not config.repair_arms:
+        return {}
+    with progress.stage(f"repair wrong chains: {config.tries} tries a chain in each arm"):
+        repairs = repair_stage(inputs, folder, sae, responses)
+
+    def answer(policy: LoadedModel) -> list[Response]:
+        return verified(inputs, policy, inputs.split.unknown, config.eval_samples, seed, lambda _: None)
+
+    for arm in config.repair_arms:
+        with progress.stage(f"train and evaluate {arm}: {len(repairs)} chains"):
+            pairs = arm_pairs(arm, repairs, responses, config.seed)
+            run_repair_arm(inputs, folder, arm, pairs, answer)
+    return {"repair": read_json(folder / "repair.json")}
 
 
 def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) -> list[Response]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mechreward.report import read_run
-from mechreward.report.verdict import arm_cards, between_line, facts, headline, missing, stages
+from mechreward.report.verdict import arm_cards, between_lines, facts, headline, missing, stages
 
 FakeRun = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def test_the_tone_follows_the_intervals_not_the_words(
 
 def test_sentences_stand_apart_and_decimals_do_not_part_them(folder: Path) -> None:
     sentences = headline(read_run(folder)).sentences
-    assert [sentence[:13] for sentence in sentences] == ["Outcome train", "Dense trainin", "Dense against"]
+    assert [sentence[:13] for sentence in sentences] == ["Outcome train", "Dense trainin", "Outcome + den"]
 
 
 @pytest.mark.parametrize(("gate", "tone"), [("fail", "bad"), ("inconclusive", "neutral")])
@@ -101,9 +101,9 @@ def test_cards_hold_each_arm(folder: Path) -> None:
         "+25.9 points (+17.1 to +34.7)",
         "p < 0.001",
     )
-    assert between_line(read_run(folder)) == (
+    assert between_lines(read_run(folder)) == [
         "outcome + dense against outcome only: +21.5 points (+12.8 to +30.1), p = 0.001"
-    )
+    ]
 
 
 def test_stages_and_the_last_one_reached(folder: Path) -> None:

@@ -56,7 +56,8 @@ class Run:
     @property
     def arms(self) -> list[str]:
         """Every arm named by any file, in the order of the config, then of the results, then of the metrics."""
-        named: list[str] = list((self.config or {}).get("arms") or ())
+        config = self.config or {}
+        named: list[str] = [] if config.get("method") == "repair" else list(config.get("arms") or ())
         named += (self.results or {}).get("arms") or {}
         for frame in (self.evals, self.train, self.rollouts):
             if frame is not None:

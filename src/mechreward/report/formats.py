@@ -8,7 +8,14 @@ from typing import Any
 
 Number = float | int
 MISSING = "–"
-ARM_LABELS = {"outcome": "outcome only", "dense": "outcome + dense"}
+ARM_LABELS = {
+    "outcome": "outcome only",
+    "dense": "outcome + dense",
+    "rejection_sft": "SFT on sampled right answers",
+    "repair_sft": "SFT on repairs",
+    "repair_dpo": "DPO on repairs",
+    "repair_cdpo": "DPO on critical tokens",
+}
 
 
 def number(value: Number | None, digits: int = 3) -> str:

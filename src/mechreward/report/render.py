@@ -54,7 +54,7 @@ def render(run: Run) -> str:
         headline=verdict.headline(run),
         cards=verdict.arm_cards(run),
         stages=verdict.stages(run),
-        between_line=verdict.between_line(run),
+        between_lines=verdict.between_lines(run),
         baseline_line=verdict.baseline_line(run),
         facts=verdict.facts(run),
         arms=run.arms,

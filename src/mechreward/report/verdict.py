@@ -108,13 +108,13 @@ def _interval_tone(low: f.Number | None, high: f.Number | None) -> str:
     return "good" if low > 0 else "bad" if high < 0 else "neutral"
 
 
-def between_line(run: Run) -> str:
-    """The two arms against each other, question by question after training; empty with one arm."""
-    paired = (run.results or {}).get("dense_minus_outcome")
-    if not paired:
-        return ""
-    change = f"{f.points(paired['difference'])} points ({f.points_interval(paired['low'], paired['high'])})"
-    return f"{f.arm_label('dense')} against {f.arm_label('outcome')}: {change}, {f.p_value(paired['p_value'])}"
+def between_lines(run: Run) -> list[str]:
+    """Arms against the one they have to beat, question by question after training."""
+    return [
+        f"{f.arm_label(row['arm'])} against {f.arm_label(row['against'])}: {f.points(row['difference'])} points "
+        f"({f.points_interval(row['low'], row['high'])}), {f.p_value(row['p_value'])}"
+        for row in (run.results or {}).get("between") or ()
+    ]
 
 
 def stages(run: Run) -> list[tuple[str, bool]]:

@@ -30,6 +30,8 @@ class StudyConfig(ImproveConfig):
 
     stage: Literal[2] = 2
     """Which gate."""
+    method: Literal["grpo"] = "grpo"
+    """A study's arms differ in the reward alone."""
     arms: tuple[str, ...] = (
         "outcome",
         "sae",

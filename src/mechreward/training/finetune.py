@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
@@ -76,6 +76,7 @@ def finetune(
     method: str,
     split: QuestionSplit,
     config: FinetuneConfig | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> LoadedModel:
     """Trains the model on pairs of KNOWN questions.
 
@@ -84,6 +85,7 @@ def finetune(
         method: `sft`, `dpo` or `cdpo`.
         pairs: what to train on; `dpo` needs wrong responses, `cdpo` their scores too.
         split: KNOWN and UNKNOWN; a pair of a question that is not KNOWN is refused.
+        callbacks: told of every step, such as `JsonlMetrics`.
 
     Returns:
         The trained model in evaluation mode, with its LoRA adapter if it has one.
@@ -94,8 +96,11 @@ def finetune(
     config = config or FinetuneConfig()
     _check(loaded, pairs, method)
     check_known(pairs, split, loaded, chat=config.chat)
+    set_seed(config.seed)  # An adapter is drawn before the trainer seeds anything.
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(loaded, pairs, method, config, folder)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.train()
         policy = replace(loaded, model=trainer.accelerator.unwrap_model(trainer.model))
     policy.model.eval()
@@ -208,6 +213,7 @@ def _options(loaded: LoadedModel, config: FinetuneConfig, folder: str) -> dict[s
         "dataloader_pin_memory": not on_cpu,
         "seed": config.seed,
         "save_strategy": "no",
+        "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
     }
