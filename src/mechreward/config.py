@@ -108,8 +108,8 @@ class ImproveConfig(Settings):
     """Peak learning rate of AdamW."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of a LoRA adapter on all linear layers; 0 trains every weight."""
-    beta: NotNegative = 0.0
-    """Weight of the KL term against the starting model."""
+    beta: NotNegative = 0.02
+    """Weight of the KL term against the starting model, in every arm; 0 turns it off."""
     dense_weight: NotNegative = 0.3
     """RMS of the dense advantage as a share of the outcome advantage's."""
     credit: Literal["per_token", "return_to_go", "potential", "step", "trajectory", "stage3"] = "per_token"

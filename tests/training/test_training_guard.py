@@ -236,3 +236,26 @@ def test_kl_without_a_reference(tmp_path, model, sae, char_tokenizer, make, scor
         InputError, match="regularizers.kl: needs a reference; set beta above 0, or train a new adapter"
     ):
         score(trainer)
+
+
+@pytest.mark.parametrize(
+    ("options", "dense", "warned"),
+    [
+        ({}, {}, True),
+        ({"beta": 0.1}, {}, False),
+        ({}, {"regularizers": Regularizers(kl=0.1)}, False),
+        ({}, {"guard": GuardConfig(on=False)}, False),
+    ],
+    ids=["nothing holds", "beta", "regulariser", "guard off"],
+)
+def test_a_trainer_without_kl_says_so_once(
+    options, dense, warned, tmp_path, model, sae, char_tokenizer, make, caplog
+) -> None:
+    rewards = [FeatureReward(WEIGHTS, sae), even_tokens]
+    trainer = make(
+        tmp_path, model, rewards, char_tokenizer, peft_config=LORA, config=options, dense=DenseConfig(**dense)
+    )
+    assert trainer.beta == options.get("beta", 0.0)  # what the user gave stays
+    trainer.train()
+    said = [record for record in caplog.records if record.getMessage().startswith("beta: is 0, and so is reg")]
+    assert len(said) == warned

@@ -8,8 +8,11 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer
 
+from mechreward.config import ImproveConfig
 from mechreward.errors import InputError
 from mechreward.files import read_jsonl
 from mechreward.models import LoadedModel
@@ -19,7 +22,8 @@ from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, train
 from mechreward.training.run import make_args, make_dataset
 
 QUESTIONS = [Question(id=f"q{i}", prompt=f"{i}+{i}=", answer=str(2 * i)) for i in range(3)]
-TIMES = {"step_time", "dense/reader_seconds"}
+TIMES = {"step_time", "dense/reader_seconds", "dense/tap_difference"}
+"""Not compared: seconds, and what each process measures on its first batch."""
 
 
 class Killed(Exception):
@@ -179,5 +183,55 @@ def test_bad_input_is_named(tmp_path, tiny_llama, char_tokenizer) -> None:
     right = OutcomeReward(lambda _p, completion: bool(completion))
     with pytest.raises(InputError, match="questions: there are none"):
         train_arm(loaded, [], [right], config(), tmp_path)
-    with pytest.raises(InputError, match="beta: 0.1 with full fine-tuning loads the reference model by name"):
-        train_arm(loaded, QUESTIONS, [right], config(beta=0.1), tmp_path)
+
+
+def train_plain(folder, model, tokenizer, reward, **options):
+    """Six steps of train_arm; gives the weights and the KL that its metrics show."""
+    loaded = LoadedModel(copy.deepcopy(model), tokenizer, "tiny")
+    setting = config(**{"steps": 6, "learning_rate": 1e-2, **options})
+    policy = train_arm(loaded, QUESTIONS, [reward], setting, folder / "c", metrics_path=folder / "m.jsonl")
+    return weights_of(policy), [row.get("kl") for row in read_jsonl(folder / "m.jsonl")]
+
+
+def even(completion_ids, **_) -> list[float]:
+    return [float(ids[0] % 2) + 0.1 * (ids[-1] % 5) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2], ids=["full", "lora"])
+def test_a_default_run_is_held_by_a_kl_term(lora_rank, tmp_path, tiny_llama, char_tokenizer) -> None:
+    assert TrainConfig().beta == ImproveConfig(questions="tiny:easy").beta == 0.02
+    assert tiny_llama.config.name_or_path == ""  # the reference is no model that is loaded by name
+    found = {
+        name: train_plain(tmp_path / name, tiny_llama, char_tokenizer, even, lora_rank=lora_rank, **options)
+        for name, options in {"default": {}, "off": {"beta": 0.0}, "strong": {"beta": 5.0}}.items()
+    }
+    weights, kl = found["default"]
+    assert kl[0] == pytest.approx(0.0, abs=1e-6) and kl[1] > 0
+    assert found["off"][1] == [None] * 6 and found["strong"][1][-1] < kl[-1] / 2
+    assert not all(torch.equal(found["off"][0][name], value) for name, value in weights.items())
+
+
+def test_an_adapter_from_before_is_what_the_kl_term_compares_with(tmp_path, tiny_llama, char_tokenizer) -> None:
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        copy.deepcopy(tiny_llama), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    )
+    _, kl = train_plain(tmp_path, adapted, char_tokenizer, even)
+    assert kl[0] == pytest.approx(0.0, abs=1e-6) and kl[-1] > 1e-4
+
+
+def test_the_outcome_arm_is_trls_own_with_its_kl_term(tmp_path, tiny_llama, char_tokenizer) -> None:
+    tiny_llama.save_pretrained(tmp_path / "start")
+    setting = config(steps=6, learning_rate=1e-2)
+    ours, _ = train_plain(tmp_path, tiny_llama, char_tokenizer, even)
+    stock = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tmp_path / "start"),
+        reward_funcs=[even],
+        args=make_args(setting, tmp_path / "stock", torch.device("cpu")),
+        train_dataset=make_dataset(QUESTIONS, setting),
+        processing_class=char_tokenizer,
+    )
+    stock.train()
+    assert stock.ref_model is not None and stock.beta == 0.02
+    for name, parameter in stock.model.named_parameters():
+        assert torch.equal(parameter, ours[name]), name

@@ -23,6 +23,14 @@ def check_rewards(rewards: Sequence[FeatureReward], policy: Any, trains: bool) -
             logger.warning(reward.gate_warning)
 
 
+def warn_without_kl() -> None:
+    """Says that nothing holds the policy near the model its reward was validated on."""
+    logger.warning(
+        "beta: is 0, and so is regularizers.kl; the reward was validated on the starting model's answers, and nothing "
+        "holds the policy near them: set GRPOConfig.beta, to 0.02 say"
+    )
+
+
 def check_batch(out: dict[str, Any], loss_mask_BT: Tensor, *, first: bool, longest: int | None) -> None:
     """Raises InputError for images, and for a first batch whose completions were all cut and masked."""
     if "pixel_values" in out:

@@ -9,7 +9,8 @@ makes outcome advantages as ever; then `training.reader` gives the token rewards
 
 Token t is paid for the state after it was read. Tool output and padding get no credit. Groups and scales are those of
 the whole batch, over all processes. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's (on
-CUDA with `fast_rollouts` off: a compiled model rounds differently).
+CUDA with `fast_rollouts` off: a compiled model rounds differently). The KL term is `args.beta`, the user's: 0 if unset,
+as in TRL, and then a warning says so. `train_arm` has one by default.
 
 A scalar reward that is None or NaN says nothing of its row, as in TRL: the other rewards are summed, and a row without
 any has outcome advantage 0. Infinity is an error, of a scalar or a dense reward: TRL would train on the largest float.
@@ -155,7 +156,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     ) -> Any:
         tapping: AbstractContextManager[None] = nullcontext()
         reader = self._reader_of(model) if self._tap.open else None
-        if reader is not None:
+        if reader == self.dense.reader:
             tapping = self._tap.catching(reader, model, attention_mask, logits_to_keep)
         with tapping:
             return super()._get_per_token_logps_and_entropies(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mechreward.files import read_json, write_json
+from mechreward.training.checks import warn_without_kl
 from mechreward.training.guard import Guard
 
 GOOD, PENDING = "good", "good-pending-"
@@ -31,7 +32,12 @@ class GuardCallback(TrainerCallback):
         self.folder = Path(args.output_dir) if args.save_strategy != "no" else None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The policy that training starts or goes on from is good, unless one from before that is kept."""
+        """Warns where there is no KL term; the policy that training starts or goes on from is good, unless one from
+        before that is kept."""
+        trainer = self.guard.trainer
+        unheld = not trainer.beta and not trainer.dense.regularizers.kl
+        if self.guard.config.on and trainer.dense_rewards and unheld and self._is_main:
+            warn_without_kl()
         if not self._keeps():
             return
         for step, path in self._waiting():
