@@ -273,8 +273,8 @@ def test_table_equals_scipy_over_question_means(
     assert (frame["q_value"][~tested] == 1).all() and (frame["stability"][~tested] == 0).all()
     spread = sum(((acts[asked == q] - acts[asked == q].mean(0)) ** 2).sum(0) for q in np.unique(asked))
     np.testing.assert_allclose(frame["scale"], np.sqrt(spread / (12 - 5)), rtol=1e-3, atol=1e-5)
-    # The largest features are found in most halves, and 6 halves of top 5 cannot add up to more than 5.
-    assert frame["stability"].sum() <= 5
+    # The largest features are found in most halves, and 6 halves of top 5 of each sign cannot add up to more than 10.
+    assert frame["stability"].sum() <= 10
     assert frame["stability"][table.frame["id"][0]] >= 0.5
 
 

@@ -45,6 +45,19 @@ def test_n_features_keeps_the_largest_effects() -> None:
     assert build_pack(table, make_sae(3), name="p", model_name="m", n_features=2).feature_ids() == [1, 2]
 
 
+def test_balanced_takes_half_of_each_sign_and_fewer_where_there_are_fewer() -> None:
+    table = make_table([-5.0, -4.0, 1.0, -3.0, 2.0, 0.5, 9.0], [0.0] * 6 + [0.9], [1.0] * 7)
+
+    def chosen(n_features: int) -> list[int]:
+        pack = build_pack(table, make_sae(7), name="p", model_name="m", n_features=n_features, signs="balanced")
+        assert pack.provenance["signs"] == "balanced"
+        return pack.feature_ids()
+
+    assert [chosen(n) for n in (2, 5, 6, 8)] == [[0, 4], [0, 1, 4, 2], [0, 1, 3, 4, 2, 5], [0, 1, 3, 4, 2, 5]]
+    with pytest.raises(InputError, match="n_features: 1 is not allowed, it must be at least 2"):
+        chosen(1)
+
+
 def test_nothing_passes() -> None:
     table = make_table([0.3, -0.2, 0.0], [0.2, 0.04, 1.0], [0.9, 0.5, 0.9])
     words = r"no feature passes q <= 0.05 and stability >= 0.8 on 20 mixed questions \(1 of 3 .* 2 the second, .*0.30\)"

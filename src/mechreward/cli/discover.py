@@ -118,6 +118,7 @@ def _explore(
             n_features=settings.n_features,
             q_max=settings.q_max,
             min_stability=settings.min_stability,
+            signs=settings.signs,
             batch_size=settings.read_batch_size,
             on_batch=advance,
         )
@@ -159,6 +160,7 @@ def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table:
             n_features=settings.n_features,
             q_max=settings.q_max,
             min_stability=settings.min_stability,
+            signs=settings.signs,
             pooling=settings.pooling,
             prompt=prompt,
             provenance={"questions": source, "method": table.method, "seed": settings.seed},

@@ -42,6 +42,9 @@ class DiscoverSettings(JudgeSettings):
     """Largest q value (Benjamini-Hochberg) of a feature in the pack."""
     min_stability: Unit = 0.8
     """Least share of half-samples of questions that find a feature of the pack."""
+    signs: Literal["any", "balanced"] = "any"
+    """`balanced` takes half of the features of each sign: where most answers are wrong, the largest effects are all
+    penalties, and a pack of penalties alone pays an empty answer most."""
     min_support: Unit = 0.05
     """Least share of answers in which a feature must fire to be tested."""
     min_each: Whole = 0

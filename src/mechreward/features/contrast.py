@@ -11,7 +11,7 @@ For every feature, on x = log(1 + pooled activation) and with each question's me
 - auroc, rank_z, rank_p_value, rank_q_value: Mann-Whitney within questions (`ranks`), its q values the same way;
 - family_p_value: chance that, with labels shuffled within questions, any feature has so large an |effect| (`shuffles`);
 - welch_t, welch_p_value: the plain test over all answers, for comparison (`classes`);
-- stability: share of half-samples of questions in which the feature is among the `top_k` of largest |effect| with the
+- stability: share of half-samples of questions in which the feature is among the `top_k` of largest |effect| of the
   same sign (`halves`);
 - support, support_correct, support_wrong: share of answers in which the feature fires at all; scale: standard deviation
   within a question of the pooled activation, so that activation / scale is in comparable units for every feature.

@@ -22,7 +22,7 @@ from mechreward.features.pack import Pooling
 from mechreward.features.pooling import PooledBatch, check_responses, pooled_activations
 from mechreward.features.probe import probe
 from mechreward.features.rows import PooledRows, RowCollector
-from mechreward.features.selection import NoFeatures, select
+from mechreward.features.selection import NoFeatures, Signs, select
 from mechreward.models import LoadedModel
 from mechreward.rollout import Response
 from mechreward.sae import SAE
@@ -120,13 +120,14 @@ def explore(
     n_features: int = 20,
     q_max: float = 0.05,
     min_stability: float = 0.8,
+    signs: Signs = "any",
     batch_size: int = 32,
     on_batch: Callable[[int], object] = lambda _: None,
 ) -> tuple[ContrastTable, HeldOutScores]:
     """As `discover`, with cross-fitted scores of the same answers by features and by dense readings.
 
     Args:
-        n_features, q_max, min_stability: the selection, as in `build_pack`.
+        n_features, q_max, min_stability, signs: the selection, as in `build_pack`.
     """
     collector = RowCollector()
     batches, n_questions = read_mixed(loaded, sae, responses, search, positions, True, batch_size, on_batch)
@@ -134,12 +135,20 @@ def explore(
     rows = collector.rows()
     if search.method == "probe":
         table = _probe(rows, table, search)
-    held_out = held_out_scores(rows, search, n_features=n_features, q_max=q_max, min_stability=min_stability)
+    held_out = held_out_scores(
+        rows, search, n_features=n_features, q_max=q_max, min_stability=min_stability, signs=signs
+    )
     return replace(table, n_questions=n_questions), held_out
 
 
 def held_out_scores(
-    rows: PooledRows, search: Search, *, n_features: int = 20, q_max: float = 0.05, min_stability: float = 0.8
+    rows: PooledRows,
+    search: Search,
+    *,
+    n_features: int = 20,
+    q_max: float = 0.05,
+    min_stability: float = 0.8,
+    signs: Signs = "any",
 ) -> HeldOutScores:
     """Cross-fitted by question: the features that `search` and the selection choose, and the dense readings.
 
@@ -153,7 +162,7 @@ def held_out_scores(
         if search.method == "probe":
             table = _probe(rows.part(train), table, search)
         try:
-            chosen = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability)
+            chosen = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability, signs=signs)
         except NoFeatures:
             n_empty += len(test)
             return np.zeros(len(test))

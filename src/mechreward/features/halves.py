@@ -56,7 +56,7 @@ class HalfSums:
         self.free_S += in_SQ @ (block.size_Q - 1.0)
 
     def stability(self, effect_F: Array, tested_F: Bools, top_k: int) -> Array:
-        """Share of halves in which a tested feature is among the `top_k` of largest |effect| with its overall sign."""
+        """Share of halves in which a tested feature is among the `top_k` of largest |effect| of its overall sign."""
         halves = zip(self.u_SF, self.square_SF, self.w_S, self.free_S, strict=True)
         # A half without a mixed question finds nothing.
         effects = (cohens_d(u_F, q_F, w, free) if w else np.zeros_like(u_F) for u_F, q_F, w, free in halves)
@@ -64,15 +64,17 @@ class HalfSums:
 
 
 def stability(effects: Iterable[Array], effect_F: Array, tested_F: Bools, top_k: int) -> Array:
-    """Share of half-samples in which a tested feature is among the `top_k` of largest |effect|, with its overall sign.
+    """Share of half-samples in which a tested feature is among the `top_k` of largest |effect| of its overall sign.
+    Each sign has its own: where most answers are wrong, what goes with wrong ones would crowd all others out.
 
     Args:
         effects: of each half [F]; only order and sign count, so that a half may give its sum in place of its mean.
     """
     hits_F, n = np.zeros_like(effect_F), 0
     for half_F in effects:
-        rank_F = np.where(tested_F, np.abs(half_F), 0)
-        top = np.argsort(-rank_F, kind="stable")[:top_k]
-        hits_F[top] += (rank_F[top] > 0) & (np.sign(half_F[top]) == np.sign(effect_F[top]))
+        for sign in (1, -1):
+            size_F = np.where(tested_F & (sign * half_F > 0), sign * half_F, 0)
+            top = np.argsort(-size_F, kind="stable")[:top_k]
+            hits_F[top] += (size_F[top] > 0) & (np.sign(effect_F[top]) == sign)
         n += 1
     return hits_F / n

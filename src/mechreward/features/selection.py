@@ -3,9 +3,14 @@
 A weight is the point-biserial correlation that belongs to the effect, d / sqrt(d^2 + 4): it has the effect's sign and
 is bounded, so that no single feature takes the pack over. Weights are scaled to sum |w| = 1. Activations are divided by
 their standard deviation within a question, so that the pooled reward is in those units too.
+
+A pack of penalties alone pays an empty answer most, and Gate 1 refuses it. Where most answers are wrong the largest
+effects are all penalties; `balanced` takes as many features of right answers as of wrong ones.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +19,9 @@ from mechreward.errors import InputError
 from mechreward.features.contrast import ContrastTable
 from mechreward.features.pack import FeaturePack, PackFeature, PackPrompt, Pooling, SAERef
 from mechreward.sae import SAE
+
+Signs = Literal["any", "balanced"]
+"""Which features: of largest |effect| whatever their sign, or half of them of each sign."""
 
 
 class NoFeatures(InputError):
@@ -29,25 +37,30 @@ def build_pack(
     n_features: int = 20,
     q_max: float = 0.05,
     min_stability: float = 0.8,
+    signs: Signs = "any",
     pooling: Pooling = "mean",
     prompt: PackPrompt | None = None,
     provenance: dict[str, str | int | float | bool | None] | None = None,
 ) -> FeaturePack:
     """The `n_features` of largest |effect| among those with q <= `q_max` and stability >= `min_stability`.
 
+    Args:
+        signs: `balanced` takes half of them (if odd, one less) of each sign, fewer where there are fewer.
+
     Raises:
         NoFeatures: if none is left, with how many passed each condition.
-        InputError: if `n_features` is less than 1 or the table is not of this SAE's size.
+        InputError: if `n_features` is less than 1 (2 if balanced) or the table is not of this SAE's size.
     """
     if len(table.frame) != sae.d_sae:
         raise InputError(f"sae: the table has {len(table.frame)} features, the SAE {sae.d_sae}")
-    features = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability)
+    features = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability, signs=signs)
     found_on: dict[str, str | int | float | bool | None] = {
         "n_questions": table.n_questions,
         "n_mixed": table.n_mixed,
         "n_responses": table.n_responses,
         "q_max": q_max,
         "min_stability": min_stability,
+        "signs": signs,
     }
     return FeaturePack(
         name=name,
@@ -61,18 +74,27 @@ def build_pack(
 
 
 def select(
-    table: ContrastTable, *, n_features: int = 20, q_max: float = 0.05, min_stability: float = 0.8
+    table: ContrastTable,
+    *,
+    n_features: int = 20,
+    q_max: float = 0.05,
+    min_stability: float = 0.8,
+    signs: Signs = "any",
 ) -> list[PackFeature]:
     """The features that `build_pack` puts into a pack, with their weights.
 
     Raises:
         NoFeatures, InputError: as `build_pack`.
     """
-    if n_features < 1:
-        raise InputError(f"n_features: {n_features} is not allowed, it must be at least 1")
+    least = 2 if signs == "balanced" else 1
+    if n_features < least:
+        raise InputError(f"n_features: {n_features} is not allowed, it must be at least {least}")
     significant = table.frame["q_value"] <= q_max
     stable = table.frame["stability"] >= min_stability
-    chosen = table.frame[significant & stable & (table.frame["effect"] != 0)].head(n_features)
+    passing = table.frame[significant & stable & (table.frame["effect"] != 0)]
+    chosen = passing.head(n_features)
+    if signs == "balanced":
+        chosen = passing.groupby(passing["effect"] > 0).head(n_features // 2)
     if chosen.empty:
         raise NoFeatures(
             f"features: no feature passes q <= {q_max:g} and stability >= {min_stability:g} on {table.n_mixed} mixed "
