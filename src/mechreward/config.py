@@ -79,6 +79,9 @@ class ImproveConfig(Settings):
     `weighted_mean` (later tokens count more) or `step_end` (at the tokens that end a line; `step_end:.` a sentence)."""
     n_features: Count = 20
     """Most features a pack may hold."""
+    signs: Literal["any", "balanced"] = "any"
+    """`balanced` takes half of the features of each sign: where most answers are wrong, the largest effects are all
+    penalties, and a pack of penalties alone pays an empty answer most."""
     ungated: bool = False
     """Train even if Gate 1 did not pass. The report says so."""
 

@@ -259,6 +259,7 @@ def discover_pack(
             name=f"{Path(config.model).name}/{config.questions.replace(':', '-')}",
             model_name=config.model,
             n_features=config.n_features,
+            signs=config.signs,
             pooling=config.pooling,
             prompt=pack_prompt(config.prompt_format, config.chat, inputs.loaded.tokenizer),
             provenance={
