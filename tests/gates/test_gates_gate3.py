@@ -175,6 +175,44 @@ def test_scorer_compares_answers_of_one_policy_to_one_question() -> None:
     assert criterion("scorer", [survival(after=wrong)]).state == "open"
 
 
+def test_the_scorer_is_read_on_the_frozen_model_and_met_by_its_point() -> None:
+    def reread(live: bool) -> Survival:
+        """Answers that one of the two readings tells apart, the other not at all."""
+        after = [
+            answer.model_copy(update={"live": float(answer.correct == live), "frozen": float(answer.correct != live)})
+            for answer in answers(50, 2.0, 2.0, 0.6)
+        ]
+        return survival(after=tuple(after))
+
+    assert criterion("scorer", [reread(live=False)]).value == 1.0
+    assert criterion("scorer", [reread(live=True)]).value == 0.0
+
+    weak = criterion("scorer", [survival(sharp=1.0)])
+    assert weak.low is not None and weak.value is not None and weak.high is not None
+    assert 0.5 < weak.low < weak.value - 0.01 < weak.high - 0.02
+    between = (weak.low + weak.value) / 2
+    assert criterion("scorer", [survival(sharp=1.0, gate1_low=between)]).state == "met"
+    above = (weak.value + weak.high) / 2
+    assert criterion("scorer", [survival(sharp=1.0, gate1_low=above)]).state == "open"
+    assert criterion("scorer", [survival(sharp=1.0, gate1_low=weak.high + 0.001)]).state == "broken"
+
+
+def test_a_bound_has_to_be_on_the_good_side_not_the_point() -> None:
+    """Of each criterion, its bar moved between the point and either end of the interval."""
+    one = survival(seed=0, canaries_after=Canaries(paid=40, n=400))
+    for name, field in (("canaries", "canary_rise"), ("drift", "drift")):
+        found = criterion(name, [one])
+        assert found.low is not None and found.value is not None and found.high is not None
+        assert 0 < found.low < found.value < found.high
+
+        def state(bar: float, name: str = name, field: str = field) -> str:
+            result = gate3(study(), [one], Gate3Bars(**{field: bar}), draws=500)
+            return next(c for c in result.criteria if c.name == name).state
+
+        assert state((found.value + found.high) / 2) == state((found.low + found.value) / 2) == "open"
+        assert state(found.high + 1e-6) == "met" and state(found.low - 1e-6) == "broken"
+
+
 def test_the_probe_has_to_rise() -> None:
     one = survival()
     found = criterion("probe", [one])
