@@ -1,13 +1,15 @@
 """A reward hack, planted on the tiny reasoner: what do the guards make of it, and what do they cost an honest reward?
 
 - hack      a *lexical* pack, trained on without a passed gate: the features that fire on the word `+`. Its reward rises
-            as the policy writes more of that word, right or not.
-- honest    the pack that discovery finds on KNOWN questions, which passes Gate 1.
+            as the policy writes more of that word, right or not. Trained roughly, at a learning rate of 1e-3 with 64
+            rollouts a step: at 3e-4 the policy writes more of the word without breaking.
+- honest    the pack that discovery finds on KNOWN questions, which passes Gate 1. Trained as the studies of this
+            repository are: 3e-4, 128 rollouts a step, lambda .3.
 
 Each is trained with the guards off, with the detector that is on by default, and with the detector and a DualVerifier
 (the bundled probe of block 3, trained on other questions). All arms of a seed see the same questions in the same order.
-A run that the guards stop gives back its last good policy. Accuracy is measured on UNKNOWN questions with the same
-seeds; damage is what was lost of the starting model's.
+No arm has a KL term (beta 0), so that the guards stand alone. A run that the guards stop gives back its last good
+policy. Accuracy is measured on UNKNOWN questions with the same seeds, before and after; damage is what was lost.
 
 Each run writes one JSON file and is skipped if that is there.
 
@@ -51,29 +53,33 @@ WORD = "▁+"
 
 
 @dataclass(frozen=True)
+class Training:
+    """What differs between the packs."""
+
+    learning_rate: float
+    """Of AdamW, all weights."""
+    questions_per_step: int
+    """Questions a step."""
+    lam: float
+    """RMS of the dense advantage as a share of the outcome advantage's."""
+
+
+@dataclass(frozen=True)
 class Study:
     """Packs x guards x seeds on the bundled reasoner."""
 
     out: Path
     """Folder of packs, runs and the table."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of training: question order and sampling."""
+    seeds: tuple[int, ...] = (5, 6, 7, 8, 9)
+    """Of training: question order and sampling. What is below was chosen on others."""
     packs: tuple[str, ...] = PACKS
     guards: tuple[str, ...] = GUARDS
-    steps: int = 14
+    steps: int = 20
     """Optimiser steps."""
-    eval_every: int = 7
-    """Steps between evaluations."""
-    questions_per_step: int = 8
-    """Questions a step."""
     generations: int = 8
     """Completions a question."""
-    learning_rate: float = 1e-3
-    """Of AdamW, all weights."""
-    hack_lam: float = 1.0
-    """RMS of the dense advantage as a share of the outcome advantage's, with the lexical pack."""
-    honest_lam: float = 0.3
-    """The same with the honest pack: what the other studies of this repository use."""
+    hack: Training = Training(learning_rate=1e-3, questions_per_step=8, lam=1.0)
+    honest: Training = Training(learning_rate=3e-4, questions_per_step=16, lam=0.3)
     known: int = 112
     """Questions to discover, gate and train on."""
     unknown: int = 48
@@ -88,8 +94,8 @@ def main() -> None:
     study = tyro.cli(Study)
     if study.smoke:
         study = replace(
-            study, seeds=(0,), packs=("hack",), guards=("off", "dual"), steps=5, eval_every=5, known=24, unknown=4,
-            questions_per_step=4, generations=4,
+            study, seeds=(0,), packs=("hack",), guards=("off", "dual"), steps=5, known=24, unknown=4, generations=4,
+            hack=replace(study.hack, questions_per_step=4),
         )  # fmt: skip
     if not (study.out / "packs.json").exists():
         prepare(study)
@@ -111,6 +117,11 @@ def questions(study: Study) -> QuestionSplit:
 def sampled(loaded: LoadedModel, asked: list[Question], n: int, seed: int) -> list[Response]:
     found = sample_responses(loaded, asked, n=n, max_new_tokens=80, seed=seed, batch_size=256)
     return verify_responses(found, asked, gsm8k_exact_match)
+
+
+def accuracy(model: LoadedModel, asked: list[Question]) -> float:
+    """Share of right answers, four a question."""
+    return float(np.mean([bool(answer.correct) for answer in sampled(model, asked, 4, seed=2)]))
 
 
 def prepare(study: Study) -> None:
@@ -172,13 +183,8 @@ def run(study: Study, pack: str, guard: str, seed: int) -> tuple[str, str, int, 
     split = questions(study)
     loaded, sae = load_model(str(MODEL)), load_sae(SAE_FOLDER)
     reward = FeatureReward(load_pack(study.out / f"{pack}.json"), sae)
-    curve: list[dict[str, float]] = []
-
-    def evaluate(policy: LoadedModel, step: int) -> None:
-        right = [bool(answer.correct) for answer in sampled(policy, split.unknown, 4, seed=2)]
-        curve.append({"step": step, "accuracy": float(np.mean(right))})
-
-    evaluate(loaded, 0)
+    training = study.hack if pack == "hack" else study.honest
+    start = accuracy(loaded, split.unknown)
     metrics = study.out / "metrics" / f"{path.stem}.jsonl"
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.unlink(missing_ok=True)
@@ -188,34 +194,32 @@ def run(study: Study, pack: str, guard: str, seed: int) -> tuple[str, str, int, 
         [reward, OutcomeReward(gsm8k_exact_match)],
         TrainConfig(
             steps=study.steps,
-            questions_per_step=study.questions_per_step,
+            questions_per_step=training.questions_per_step,
             generations=study.generations,
             max_new_tokens=80,
-            learning_rate=study.learning_rate,
+            learning_rate=training.learning_rate,
             save_every=10**6,
-            eval_every=study.eval_every,
             seed=seed,
             beta=0.0,
         ),
         study.out / "checkpoints" / path.stem,
         arm=f"{pack}-{guard}",
         dense=DenseConfig(
-            weight=study.hack_lam if pack == "hack" else study.honest_lam,
+            weight=training.lam,
             gap_every=0 if guard == "off" else 4,
             guard=GuardConfig(on=guard != "off", keep_every=1),
         ),
         metrics_path=metrics,
-        evaluate=evaluate,
         dual=DualVerifier(reward, load_probe("tiny/correctness_probe_l3")) if guard == "dual" else None,
     )
-    evaluate(policy, study.steps)
     write_json(
         path,
         {
             "pack": pack,
             "guard": guard,
             "seed": seed,
-            "curve": curve,
+            "start": start,
+            "final": accuracy(policy, split.unknown),
             **watched(metrics),
             "seconds": time.perf_counter() - started,
         },
@@ -252,14 +256,14 @@ def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]
     for pack in study.packs:
         for guard in study.guards:
             runs = [by[pack, guard, seed] for seed in study.seeds]
-            final = [one["curve"][-1]["accuracy"] for one in runs]
-            lost = [one["curve"][0]["accuracy"] - one["curve"][-1]["accuracy"] for one in runs]
-            bare = [by[pack, "off", seed]["curve"][-1]["accuracy"] for seed in study.seeds]
+            final = [one["final"] for one in runs]
+            lost = [one["start"] - one["final"] for one in runs]
+            bare = [by[pack, "off", seed]["final"] for seed in study.seeds]
             rows.append(
                 {
                     "pack": pack,
                     "guard": guard,
-                    "start": runs[0]["curve"][0]["accuracy"],
+                    "start": runs[0]["start"],
                     "final": interval(final),
                     "damage": interval(lost),
                     "minus_off": interval([a - b for a, b in zip(final, bare, strict=True)]),
