@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +63,66 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     assert before["facts"] == {"learning_rate": 1e-4, "dense_weight": 0.3}
     with pytest.raises(InputError, match="holds a run already"):
         run_study(config(tmp_path / "s"))
+
+
+SMALL = """\
+stage: 2
+questions: tiny:easy
+limit: 20
+known: 0.8
+samples: 4
+eval_samples: 1
+max_new_tokens: 60
+n_features: 5
+ungated: true
+arms: [outcome, sae]
+seeds: [0]
+steps: 1
+eval_every: 1
+questions_per_step: 1
+generations: 2
+learning_rate: 1.0e-3
+"""
+
+
+@pytest.mark.slow
+def test_killed_with_all_its_processes_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(SMALL)
+
+    def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-c",
+            "import mechreward.cli as c; raise SystemExit(c.main())",
+            "gate",
+            "--stage",
+            "2",
+        ]
+        command += ["--config", str(tmp_path / "study.yaml"), "--out", str(folder), *flags]
+        log = (tmp_path / f"{folder.name}.log").open("ab")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def finish(process: subprocess.Popen[bytes], folder: Path) -> dict[str, object]:
+        # Two arms and one seed are inconclusive: exit code 1.
+        assert process.wait(timeout=300) == 1, (tmp_path / f"{folder.name}.log").read_text()
+        found: dict[str, object] = json.loads((folder / "results.json").read_text())
+        return found
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    straight = finish(start(whole), whole)
+    killed = start(broken)
+    first, second = (broken / "runs" / f"{arm}-0.json" for arm in ("outcome", "sae"))
+    while not first.exists():
+        assert killed.poll() is None, (tmp_path / "broken.log").read_text()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert not second.exists() and not (broken / "results.json").exists()
+    stamp = first.stat().st_mtime_ns
+    assert finish(start(broken, "--resume"), broken) == straight
+    assert first.stat().st_mtime_ns == stamp, "what was there is not run again"
+    assert len(straight["runs"]) == 2 and not straight["crashed"]
 
 
 def test_tuning_never_sees_unknown_and_outcome_has_no_dense_weight(tmp_path: Path) -> None:
