@@ -19,8 +19,10 @@ from mechreward.errors import InputError
 from mechreward.files import read_json
 from mechreward.inputs import prepare
 from mechreward.pipeline import get_sae, improve, sample, silent
+from mechreward.rollout import Response, load_responses
 from mechreward.rundir import stage_seed
 from mechreward.tasks import load_split
+from mechreward.views import RESPONSES, by_turns
 
 QUICK: dict[str, Any] = {
     "questions": "tiny:easy",
@@ -94,6 +96,42 @@ def test_arms_see_the_same_questions_and_unknown_ones_never(finished: Path) -> N
     assert by_arm["outcome"] == by_arm["dense"]
     assert not unknown & set(rollouts["question_id"])
     assert not unknown & set(pd.read_parquet(finished / "responses" / "known.parquet")["question_id"])
+
+
+def test_chains_of_each_arm_before_and_after(finished: Path) -> None:
+    views = read_json(finished / "chains.json")["views"]
+    assert [view["kind"] for view in views] == ["outcome"] * RESPONSES + ["dense"] * RESPONSES
+    weights = {feature["id"]: feature["weight"] for feature in read_json(finished / "pack.json")["features"]}
+    unknown = {q.id for q in load_split(finished / "questions.parquet").unknown}
+    before = load_responses(finished / "responses" / "baseline.parquet")
+    for view in views:
+        after = load_responses(finished / "responses" / f"final-{view['kind']}.parquet")
+        old, new = (
+            "".join(text for step in view[side]["steps"] for _, text in step["parts"]) for side in ("before", "after")
+        )
+        both = zip(before, after, strict=True)
+        assert any((a.question_id, a.text, b.text) == (view["question_id"], old, new) for a, b in both)
+        assert view["question_id"] in unknown
+        same = "".join(text for step in view["after"]["steps"] for mark, text in step["parts"] if mark == "kept")
+        assert old.startswith(same.rstrip()) and new.startswith(same) and (old == new or new != same)
+        fired = [row for side in ("before", "after") for step in view[side]["steps"] for row in step["fired"]]
+        assert all(row["side"] == ("right" if weights[row["feature"]] > 0 else "wrong") for row in fired)
+    assert any(step["fired"] for view in views for step in view["before"]["steps"])
+
+
+def test_responses_are_shown_by_turns() -> None:
+    def responses(verdicts: str) -> list[Response]:
+        return [
+            Response(f"q{i // 2}", i % 2, (1,), (2,), "" if one == " " else one, (0.0,), "eos", one == "r")
+            for i, one in enumerate(verdicts)
+        ]
+
+    before, after = responses("wwwrrw wr"), responses("rrwrwrww ")[::-1]
+    pairs = by_turns(before, after, 9)
+    assert [(old.question_id, old.sample) == (new.question_id, new.sample) for old, new in pairs] == [True] * 7
+    assert [old.text + new.text for old, new in pairs] == ["wr", "rw", "ww", "rr", "wr", "ww", "wr"]
+    assert [(old.question_id, old.sample) for old, _ in pairs][:2] == [("q0", 0), ("q2", 0)]
+    assert len(by_turns(before, after, 3)) == 3
 
 
 def test_metrics_have_a_row_a_step_and_an_evaluation(finished: Path) -> None:

@@ -25,6 +25,7 @@ from mechreward.rollout import load_responses
 from mechreward.steering import Pair, load_repairs
 from mechreward.tasks import load_split
 from mechreward.tiny import MODEL
+from mechreward.views import REPAIRS
 
 QUICK: dict[str, Any] = {
     "questions": "tiny:easy", "limit": 64, "known": 0.75, "samples": 6, "eval_samples": 2, "max_new_tokens": 60,
@@ -121,6 +122,32 @@ def test_metrics_and_models_of_the_arms(finished: tuple[Path, list]) -> None:
         numbers = results["arms"][arm]
         assert evals == [(0, numbers["before"]["accuracy"]), (steps, numbers["after"]["accuracy"])]
         assert isinstance(load_model(str(MODEL), adapter=str(out / "checkpoints" / arm)).model, PeftModel)
+
+
+def test_chains_are_shown_before_and_after(finished: tuple[Path, list]) -> None:
+    out, _ = finished
+    views, tokenizer = read_json(out / "chains.json")["views"], load_model(str(MODEL)).tokenizer
+    kept = {one.question_id: one for one in load_repairs(out / "repairs.parquet")}
+    questions = {q.id: q for q in load_split(out / "questions.parquet").known}
+    assert len(views) == min(REPAIRS, len(kept)) and len({view["question_id"] for view in views}) == len(views)
+    for view in views:
+        one, question = kept[view["question_id"]], questions[view["question_id"]]
+        assert (view["kind"], view["prompt"], view["answer"]) == ("repair", question.prompt, question.answer)
+        before, after = (
+            [part for step in view[side]["steps"] for part in step["parts"]] for side in ("before", "after")
+        )
+        assert "".join(text for _, text in before) == one.wrong_text
+        assert "".join(text for _, text in after) == one.repaired_text
+        assert [text.strip() for mark, text in before if mark == "critical"] == [
+            tokenizer.decode(one.wrong_ids[one.cut])
+        ]
+        new = "".join(text for mark, text in after if mark == "new")
+        assert new.strip() == tokenizer.decode(one.repaired_ids[one.cut :], skip_special_tokens=True).strip()
+        edits = [edit for rule in json.loads(one.edits)["rules"] for edit in rule["edits"]]
+        sides = {edit["feature"]: "right" if edit["value"] > 0 else "wrong" for edit in edits}
+        fired = [row for side in ("before", "after") for step in view[side]["steps"] for row in step["fired"]]
+        assert fired and all(sides[row["feature"]] == row["side"] for row in fired)
+        assert (view["before"]["correct"], view["after"]["correct"]) == (False, True)
 
 
 def test_going_on_with_a_finished_run_repeats_nothing(finished: tuple[Path, list]) -> None:

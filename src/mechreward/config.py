@@ -91,6 +91,10 @@ class ImproveConfig(Settings):
     critical: Literal["rollouts", "contrast", "solution"] = "rollouts"
     """For repair: how the token before which a wrong chain is cut is found. `contrast` (cDPO) adds the arm
     `repair_cdpo`, DPO with its token scores; `solution` needs worked solutions."""
+    contrast_learning_rate: Positive = 3e-4
+    """For `critical: contrast`: learning rate of cDPO's two adapters; the bundled model needs 5e-3."""
+    contrast_epochs: Count = 1
+    """For `critical: contrast`: their passes over the responses."""
     tries: Count = 4
     """For repair: tries a chain."""
     epochs: Count = 2

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,7 +46,7 @@ from mechreward.files import append_row, read_json, read_jsonl, write_json
 from mechreward.gates import gate1
 from mechreward.inputs import Inputs, load_policy, open_folder, prepare
 from mechreward.models import LoadedModel
-from mechreward.repairs import arm_pairs, check_repair, repair_stage, run_repair_arm
+from mechreward.repairs import check_repair, run_repairs
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
@@ -53,6 +54,7 @@ from mechreward.rundir import stage_seed
 from mechreward.sae import SAE, Watch, check_on_model, load_sae, own_meta, own_shape, save_sae, train_own_sae
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
+from mechreward.views import write_views
 
 
 @runtime_checkable
@@ -120,7 +122,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     for arm in config.grpo_arms:
         run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
     try:
-        repairs = run_repairs(inputs, folder, sae, responses, progress)
+        repairs = run_repairs(inputs, folder, sae, responses, partial(answer_unknown, inputs), progress.stage)
     except InputError as error:
         results = compare_arms(config.grpo_arms, folder)
         words = f"{results['verdict']} Repair stopped: {error}.".strip()
@@ -128,32 +130,8 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
         if isinstance(error, NoFeatures):
             return outcome
         raise
+    write_views(inputs, folder, sae)
     return finish(folder, compare_arms([*config.grpo_arms, *config.repair_arms], folder) | repairs, started, gate)
-
-
-def run_repairs(
-    inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response], progress: StageProgress
-) -> dict[str, Any]:
-    """Repairs KNOWN chains, then trains each repair arm and samples UNKNOWN with it, with the seeds of the baseline;
-    nothing if the method is GRPO alone. Returns what results.json says of the repairs themselves.
-
-    Raises:
-        InputError: as `repair_stage` and `arm_pairs`.
-    """
-    config, seed = inputs.config, stage_seed(inputs.config.seed, "baseline")
-    if not config.repair_arms:
-        return {}
-    with progress.stage(f"repair wrong chains: {config.tries} tries a chain in each arm"):
-        repairs = repair_stage(inputs, folder, sae, responses)
-
-    def answer(policy: LoadedModel) -> list[Response]:
-        return verified(inputs, policy, inputs.split.unknown, config.eval_samples, seed, lambda _: None)
-
-    for arm in config.repair_arms:
-        with progress.stage(f"train and evaluate {arm}: {len(repairs)} chains"):
-            pairs = arm_pairs(arm, repairs, responses, config.seed)
-            run_repair_arm(inputs, folder, arm, pairs, answer)
-    return {"repair": read_json(folder / "repair.json")}
 
 
 def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) -> list[Response]:
@@ -191,6 +169,12 @@ def verified(
         on_batch=lambda batch: advance(len(batch)),
     )
     return verify_responses(responses, questions, inputs.verifier)
+
+
+def answer_unknown(inputs: Inputs, policy: LoadedModel) -> list[Response]:
+    """A policy's verified responses to UNKNOWN questions, sampled with the seeds of the baseline."""
+    seed = stage_seed(inputs.config.seed, "baseline")
+    return verified(inputs, policy, inputs.split.unknown, inputs.config.eval_samples, seed, lambda _: None)
 
 
 def answers_to(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:
@@ -302,14 +286,13 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
     path = folder / "responses" / f"final-{arm}.parquet"
     if path.exists():
         return
-    unknown, seed = inputs.split.unknown, stage_seed(config.seed, "baseline")
     metrics = folder / "metrics.jsonl"
     with progress.stage(f"train {arm}: {config.steps} steps", config.steps) as advance:
 
         def evaluate(policy: LoadedModel, step: int) -> None:
             advance(config.eval_every)
-            responses = verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None)
-            append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | accuracy(responses))
+            numbers = accuracy(answer_unknown(inputs, policy))
+            append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | numbers)
 
         if not any(row["arm"] == arm for row in read_jsonl(metrics)):
             baseline = load_responses(folder / "responses" / "baseline.parquet")
@@ -331,8 +314,8 @@ def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progr
             rollouts_path=folder / "rollouts.parquet",
             evaluate=evaluate,
         )
-    with progress.stage(f"evaluate {arm}: {len(unknown)} questions x {config.eval_samples}"):
-        save_responses(path, verified(inputs, policy, unknown, config.eval_samples, seed, lambda _: None))
+    with progress.stage(f"evaluate {arm}: {len(inputs.split.unknown)} questions x {config.eval_samples}"):
+        save_responses(path, answer_unknown(inputs, policy))
 
 
 def train_config(config: ImproveConfig) -> TrainConfig:

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
-from mechreward.chains import Roller
+from mechreward.chains import ContrastiveConfig, Roller
 from mechreward.comparison import accuracy
 from mechreward.config import RepairArm
 from mechreward.errors import InputError
-from mechreward.files import append_row, make_folder, read_jsonl, write_json
+from mechreward.files import append_row, make_folder, read_json, read_jsonl, write_json
 from mechreward.inputs import Inputs, load_policy
 from mechreward.models import LoadedModel
 from mechreward.rollout import Response, load_responses, save_responses
@@ -65,6 +66,38 @@ def check_repair(inputs: Inputs) -> None:
         )
 
 
+def run_repairs(
+    inputs: Inputs,
+    folder: Path,
+    sae: SAE,
+    responses: Sequence[Response],
+    answer: Callable[[LoadedModel], list[Response]],
+    stage: Callable[[str], Any],
+) -> dict[str, Any]:
+    """Repairs KNOWN chains, then trains each repair arm and answers UNKNOWN with it; nothing for GRPO alone.
+
+    Args:
+        responses: verified ones to KNOWN questions.
+        answer: verified responses of a policy to UNKNOWN questions.
+        stage: a context manager around each stage, by its title.
+
+    Returns:
+        What results.json says of the repairs themselves.
+
+    Raises:
+        InputError: as `repair_stage` and `arm_pairs`.
+    """
+    config = inputs.config
+    if not config.repair_arms:
+        return {}
+    with stage(f"repair wrong chains: {config.tries} tries a chain in each arm"):
+        repairs = repair_stage(inputs, folder, sae, responses)
+    for arm in config.repair_arms:
+        with stage(f"train and evaluate {arm}: {len(repairs)} chains"):
+            run_repair_arm(inputs, folder, arm, arm_pairs(arm, repairs, responses, config.seed), answer)
+    return {"repair": read_json(folder / "repair.json")}
+
+
 def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response]) -> list[Repaired]:
     """Repairs KNOWN responses; writes repairs.parquet and, when that is whole, repair.json.
 
@@ -83,7 +116,12 @@ def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Res
             batch_size=config.batch_size,
             seed=stage_seed(config.seed, "repair"),
         )
-        chosen = RepairConfig(critical=config.critical, tries=config.tries, pooling=config.pooling)
+        contrastive = ContrastiveConfig(
+            lr=config.contrast_learning_rate, epochs=config.contrast_epochs, seed=config.seed
+        )
+        chosen = RepairConfig(
+            critical=config.critical, contrastive=contrastive, tries=config.tries, pooling=config.pooling
+        )
         attempts = repair_known(roller, sae, responses, chosen)
         repairs = kept_repairs(attempts)
         save_repairs(folder / "repairs.parquet", repairs)

@@ -209,7 +209,15 @@ def _write_results(folder: Path) -> None:
         "after": {"accuracy": 0.412, "low": 0.337, "high": 0.489, "n_questions": 16, "n_responses": 64},
         "paired": {"difference": 0.259, "low": 0.171, "high": 0.347, "p_value": 0.0003, "test": test},
     }
-    between = {"arm": "dense", "against": "outcome", "difference": 0.215, "low": 0.128, "high": 0.301, "p_value": 0.0012, "test": test}
+    between = {
+        "arm": "dense",
+        "against": "outcome",
+        "difference": 0.215,
+        "low": 0.128,
+        "high": 0.301,
+        "p_value": 0.0012,
+        "test": test,
+    }
     verdict = (
         "Outcome training: inconclusive, accuracy changed by +0.044 [-0.018, +0.106], p = 0.1620 (0.153 to 0.197). "
         "Dense training: accuracy rose by +0.259 [+0.171, +0.347], p = 0.0003 (0.153 to 0.412). "

@@ -30,6 +30,10 @@ class RepairSettings(JudgeSettings):
     solution."""
     rollouts: Count = 16
     """Rollouts a place, for `--critical rollouts`."""
+    contrast_learning_rate: Positive = 3e-4
+    """For `critical: contrast`: learning rate of cDPO's two adapters; the bundled model needs 5e-3."""
+    contrast_epochs: Count = 1
+    """For `critical: contrast`: their passes over the responses."""
     tries: Count = 4
     """Tries a chain, in every arm."""
     n_features: Count = 10

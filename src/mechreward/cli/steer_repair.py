@@ -70,10 +70,14 @@ def repair(arguments: list[str], prog: str) -> int:
 
 
 def _config(settings: RepairSettings) -> RepairConfig:
+    from mechreward.chains import ContrastiveConfig
     from mechreward.steering.repair_known import RepairConfig
 
+    contrastive = ContrastiveConfig(
+        lr=settings.contrast_learning_rate, epochs=settings.contrast_epochs, seed=settings.seed
+    )
     same = set(RepairConfig.__dataclass_fields__) & set(type(settings).model_fields)
-    return RepairConfig(**{name: getattr(settings, name) for name in same})
+    return RepairConfig(contrastive=contrastive, **{name: getattr(settings, name) for name in same})
 
 
 def _show(found: dict[str, Any]) -> None:

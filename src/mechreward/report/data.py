@@ -25,6 +25,7 @@ KNOWN_FILES = (
     "metrics.jsonl",
     "rollouts.parquet",
     "results.json",
+    "chains.json",
 )
 ROLLOUT_COLUMNS = (
     "arm", "step", "question_id", "prompt", "completion", "tokens", "token_rewards", "outcome", "feature_reward",
@@ -52,16 +53,18 @@ class Run:
     """The `eval` rows of metrics.jsonl."""
     rollouts: pd.DataFrame | None
     results: dict[str, Any] | None
+    chains: dict[str, Any] | None
+    """Chains of thought to show step by step."""
 
     @property
     def arms(self) -> list[str]:
-        """Every arm named by any file, in the order of the config, then of the results, then of the metrics."""
+        """Every arm named by any file, in the order of the config, then of the metrics, then of the results."""
         config = self.config or {}
         named: list[str] = [] if config.get("method") == "repair" else list(config.get("arms") or ())
-        named += (self.results or {}).get("arms") or {}
         for frame in (self.evals, self.train, self.rollouts):
             if frame is not None:
                 named += frame["arm"].astype(str).unique().tolist()
+        named += (self.results or {}).get("arms") or {}
         return list(dict.fromkeys(named))
 
 
@@ -91,6 +94,7 @@ def read_run(run_dir: str | Path) -> Run:
         evals=_of_kind(metrics, "eval"),
         rollouts=_table(folder / "rollouts.parquet", *ROLLOUT_COLUMNS),
         results=_json(folder / "results.json"),
+        chains=_json(folder / "chains.json"),
     )
 
 

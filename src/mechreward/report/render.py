@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from mechreward.files import atomic_path
 from mechreward.report import formats, tables, verdict
+from mechreward.report.chains import make_views
 from mechreward.report.charts import Figure, accuracy_figure, colours, gate_figure, train_figures
 from mechreward.report.data import Run, read_run
 from mechreward.report.rollouts import Gallery, make_gallery
@@ -62,6 +63,8 @@ def render(run: Run) -> str:
         gate=run.gate,
         pack=run.pack,
         gallery=_gallery(run),
+        views=[] if run.chains is None else make_views(run.chains),
+        repair_table=tables.repair_table(run.results),
         missing=lambda file, stage: verdict.missing(run, file, stage),
         f=formats,
         **_figures(run),
@@ -85,7 +88,9 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _tables(run: Run) -> dict[str, Any]:
     return {
-        "accuracy_table": tables.accuracy_table(run.results) if verdict.arm_cards(run) and run.results else None,
+        "accuracy_table": tables.accuracy_table(run.results, run.arms)
+        if verdict.arm_cards(run) and run.results
+        else None,
         "gate_table": None if run.gate is None else tables.gate_table(run.gate),
         "features_table": None if run.pack is None else tables.features_table(run.pack, run.features),
         "candidates_table": tables.candidates_table(run.features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from mechreward.report import formats as f
 from mechreward.report.data import Run
 
 MAX_FEATURES = 50
+REPAIR_ARMS = ("steered", "resampled", "random")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Table:
     note: str = ""
 
 
-def accuracy_table(results: dict[str, Any]) -> Table:
-    """Before and after of every arm, with n, 95 % intervals and the paired test."""
+def accuracy_table(results: dict[str, Any], arms: Sequence[str]) -> Table:
+    """Before and after of every arm, in the order of `arms`, with n, 95 % intervals and the paired test."""
     columns = (
         Column("Arm", numeric=False),
         Column("Before"),
@@ -52,7 +54,7 @@ def accuracy_table(results: dict[str, Any]) -> Table:
         Column("95% interval"),
         Column("Paired test"),
     )
-    rows = [Row(_accuracy_cells(name, arm)) for name, arm in results["arms"].items()]
+    rows = [Row(_accuracy_cells(name, results["arms"][name])) for name in arms if name in results["arms"]]
     tests = sorted({arm["paired"]["test"] for arm in results["arms"].values() if arm.get("paired")})
     note = "Difference: after − before on the same questions"
     return Table(columns, rows, f"{note}; test: {', '.join(tests)}." if tests else f"{note}.")
@@ -71,6 +73,43 @@ def _accuracy_cells(name: str, arm: dict[str, Any]) -> tuple[str, ...]:
         f.points(paired.get("difference")),
         f.points_interval(paired.get("low"), paired.get("high")),
         f.p_value(paired.get("p_value")),
+    )
+
+
+def repair_table(results: dict[str, Any] | None) -> Table | None:
+    """How wrong chains were written on from the same places: steered, drawn again, along random rows; None without."""
+    found = (results or {}).get("repair")
+    if found is None:
+        return None
+    columns = (
+        Column("Written on", numeric=False),
+        Column("Chains repaired"),
+        Column("95% interval"),
+        Column("Right tries"),
+        Column("95% interval"),
+        Column("Tries"),
+        Column("Steered against it"),
+    )
+    arms = sorted(found["arms"], key=REPAIR_ARMS.index)
+    rows = [Row(_repair_cells(name, found["arms"][name], found), strong=name == "steered") for name in arms]
+    note = (
+        f"n: {f.count(found['n_chains'])} wrong chains, one a KNOWN question. A chain is repaired if one of its tries "
+        "is right. Steered against it: McNemar's exact test on the same chains. Resampled: nothing edited; random: "
+        "the same edits along random decoder rows of the same norm."
+    )
+    return Table(columns, rows, note)
+
+
+def _repair_cells(name: str, arm: dict[str, Any], found: dict[str, Any]) -> tuple[str, ...]:
+    against, tries = found["steered_against"].get(name), arm["tries"]
+    return (
+        name,
+        f"{f.count(arm['repaired'])} ({f.percent(arm['share'])})",
+        f.percent_interval(*arm["interval"]),
+        f.percent(tries["share"]),
+        f.percent_interval(*tries["interval"]),
+        f.count(tries["n"]),
+        f.MISSING if against is None else f.p_value(against["mcnemar_p"]),
     )
 
 

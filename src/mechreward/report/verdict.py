@@ -82,7 +82,8 @@ def _tone(run: Run, gate: str | None) -> str:
 
 def arm_cards(run: Run) -> list[ArmCard]:
     """One card an arm of results.json."""
-    return [_card(name, arm) for name, arm in ((run.results or {}).get("arms") or {}).items()]
+    found = (run.results or {}).get("arms") or {}
+    return [_card(name, found[name]) for name in run.arms if name in found]
 
 
 def _card(name: str, arm: dict[str, Any]) -> ArmCard:
