@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from mechreward.cli.main import main
+from mechreward.cli.redteam_settings import RunSettings
+from mechreward.cli.redteam_targets import kept_policies, of_run
+from mechreward.config import make_config
 from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
+from mechreward.files import append_row
 from mechreward.hacking import red_team
 from mechreward.models import load_model
 from mechreward.reward import FeatureReward
+from mechreward.rundir import open_run
 from mechreward.sae import load_sae
-from mechreward.tasks import load_questions
+from mechreward.tasks import load_questions, load_split, save_questions, split_questions
 from mechreward.tiny import MODEL, SAE_FOLDER
 from mechreward.verifiers import gsm8k_exact_match
 
@@ -76,3 +83,81 @@ def test_bad_input(pack, tmp_path, capsys) -> None:
     assert run(*common, "--questions", path) == 2
     assert "answer" in capsys.readouterr().err
     assert not (tmp_path / "o.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(pack, tmp_path_factory):
+    """A run directory as `improve` leaves it: one arm ended, one was stopped, one fine-tuned, one killed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = make_config(questions="tiny:easy", limit=10, max_new_tokens=70, lora_rank=2, beta=0.5)
+    config_fields = config.model_dump(mode="json", exclude={"out", "resume"})
+    open_run(folder, config_fields, {"hashes": {}}, resume=False)
+    asked = load_questions("tiny:easy", limit=10, seed=0)
+    save_questions(folder / "questions.parquet", split_questions(asked, 0.6, 0))
+    shutil.copy(pack, folder / "pack.json")
+    checkpoints = folder / "checkpoints"
+    torch.manual_seed(0)
+    lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(load_model(str(MODEL)).model, lora)
+    for step in (2, 4):
+        adapted.save_pretrained(checkpoints / "dense" / f"checkpoint-{step}")
+        state = {"global_step": step}
+        (checkpoints / "dense" / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    shutil.copytree(checkpoints / "dense", checkpoints / "stopped")
+    shutil.copytree(checkpoints / "dense" / "checkpoint-2", checkpoints / "stopped" / "good")
+    shutil.copytree(MODEL, checkpoints / "repair_sft")
+    (checkpoints / "killed").mkdir()
+    events = [
+        {"arm": "dense", "kind": "guard", "stop": False, "findings": ["a sign"]},
+        {"arm": "stopped", "kind": "guard", "stop": True, "findings": ["a sign"]},
+    ]
+    for row in events:
+        append_row(folder / "metrics.jsonl", row)
+    return folder, adapted
+
+
+def test_a_run_directory_says_what_is_attacked(finished) -> None:
+    folder, adapted = finished
+    kept = {name: path.relative_to(folder / "checkpoints") for name, path in kept_policies(folder).items()}
+    assert {name: str(path) for name, path in kept.items()} == {
+        "dense": "dense/checkpoint-4", "repair_sft": "repair_sft", "stopped": "stopped/good",
+    }  # fmt: skip
+    targets = of_run(RunSettings(run=folder, limit=3))
+    assert list(targets.models) == ["before", "dense", "repair_sft", "stopped"]
+    assert targets.questions == load_split(folder / "questions.parquet").unknown[:3]
+    assert targets.max_new_tokens == 70 and targets.reward.feature_ids() == [676]
+    assert targets.reward.sae.weights_hash == load_sae(SAE_FOLDER).weights_hash
+    plain, policy = targets.models["before"]().model, targets.models["dense"]().model
+    tuned = targets.models["repair_sft"]().model
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        before, after, wanted, same = (model(ids).logits for model in (plain, policy, adapted.eval(), tuned))
+    assert torch.equal(after, wanted) and torch.equal(before, same) and not torch.equal(before, after)
+    assert list(of_run(RunSettings(run=folder, arms=("stopped",))).models) == ["before", "stopped"]
+
+
+def test_a_run_is_attacked_before_and_after(finished, capsys) -> None:
+    folder, _ = finished
+    assert run("--run", folder, "--arms", "repair_sft", "--limit", 3, "--samples", 3) == 0
+    found = json.loads((folder / "redteam.json").read_text())
+    assert list(found) == ["before", "repair_sft"] and found["before"] == found["repair_sft"]
+    assert found["before"]["n_questions"] == 3 and found["before"]["n_responses"] == 9
+    assert "repair_sft" in capsys.readouterr().out
+
+
+def test_bad_runs_are_named(finished, tmp_path, capsys) -> None:
+    folder, _ = finished
+    assert run("--run", tmp_path) == 2
+    assert "has no config.yaml; name a run directory" in capsys.readouterr().err
+    assert run("--run", folder, "--arms", "killed") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "kept no policy of killed; there are dense, repair_sft, stopped" in said
+    chat = tmp_path / "chat"
+    shutil.copytree(folder, chat)
+    (chat / "config.yaml").write_text((folder / "config.yaml").read_text().replace("chat: false", "chat: true"))
+    assert run("--run", chat) == 2
+    assert "asks through a chat template" in " ".join(capsys.readouterr().err.split())
+    shutil.rmtree(chat / "checkpoints")
+    (chat / "config.yaml").write_text((folder / "config.yaml").read_text())
+    assert run("--run", chat) == 2
+    assert "kept no policy of any arm; there are none" in " ".join(capsys.readouterr().err.split())

@@ -53,7 +53,7 @@ def prepare(config: ImproveConfig) -> Inputs:
     if config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
-    sae = _load_sae(config)
+    sae = load_given_sae(config)
     layer = sae.meta.layer if sae is not None else config.layer
     assert layer is not None
     check_layer(loaded.model, layer)
@@ -86,7 +86,13 @@ def load_policy(config: ImproveConfig) -> LoadedModel:
     return load_model(tiny.model_path(config.model), adapter=config.adapter, dtype=config.dtype, device=config.device)
 
 
-def _load_sae(config: ImproveConfig) -> SAE | None:
+def load_run_sae(config: ImproveConfig, folder: Path) -> SAE:
+    """The SAE of the run in `folder`: the one it was given, or the one that it trained there."""
+    return load_given_sae(config) or load_sae(folder / "sae", device=config.device)
+
+
+def load_given_sae(config: ImproveConfig) -> SAE | None:
+    """The SAE that the settings name, the bundled one for the bundled model; None if one is to be trained."""
     bundled = config.model == "tiny" and config.sae is None and config.layer is None
     source = str(tiny.SAE_FOLDER) if bundled else config.sae
     if source is None:

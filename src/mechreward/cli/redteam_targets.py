@@ -1,0 +1,108 @@
+"""What the red team attacks: a reward, questions, and models that are loaded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
+from mechreward.config import ImproveConfig
+from mechreward.errors import InputError
+from mechreward.files import read_jsonl
+from mechreward.inputs import load_policy, load_run_sae, verifier_of
+from mechreward.models import LoadedModel, load_model
+from mechreward.reward import FeatureReward
+from mechreward.rundir import CONFIG
+from mechreward.sae import load_sae
+from mechreward.settings import make_settings, read_fields
+from mechreward.tasks import Question, load_questions, load_split
+from mechreward.tiny import model_path
+from mechreward.training import last_checkpoint
+from mechreward.training.last_good import GOOD
+from mechreward.verifiers import Verifier, get_verifier
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Everything but the models is loaded."""
+
+    reward: FeatureReward
+    questions: list[Question]
+    verifier: Verifier
+    max_new_tokens: int
+    models: Mapping[str, Callable[[], LoadedModel]]
+    """By the name of its column; the first one's threshold holds for all."""
+
+
+def given(settings: RedTeamSettings) -> Targets:
+    """What was named one by one."""
+    names = {"before": settings.model} | ({"after": settings.after} if settings.after is not None else {})
+    options: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device}
+    models = {
+        name: partial(
+            load_model, model_path(model), adapter=settings.adapter if name == list(names)[-1] else None, **options
+        )
+        for name, model in names.items()
+    }
+    sae = load_sae(settings.sae, settings.sae_id, device=settings.device)
+    return Targets(
+        reward=FeatureReward.from_pack(settings.pack, sae),
+        questions=load_questions(settings.questions, limit=settings.limit, seed=settings.seed),
+        verifier=get_verifier(settings.verifier),
+        max_new_tokens=settings.max_new_tokens,
+        models=models,
+    )
+
+
+def of_run(settings: RunSettings) -> Targets:
+    """What a run directory holds: the starting model and the policies of its arms, its pack, SAE, UNKNOWN questions.
+
+    Raises:
+        InputError: if the folder is no run, holds no pack or no such policy, or was sampled through a chat template.
+    """
+    folder = settings.run
+    for needed in (CONFIG, "pack.json", "questions.parquet"):
+        if not (folder / needed).exists():
+            raise InputError(f"run: {folder} has no {needed}; name a run directory of `mechreward improve`")
+    stored = make_settings(ImproveConfig, read_fields(ImproveConfig, folder / CONFIG))
+    if stored.chat:
+        raise InputError(f"run: {folder} asks through a chat template, and canaries are not put through one")
+    config = stored.model_copy(update={"device": settings.device})
+    kept = kept_policies(folder)
+    missing = [arm for arm in settings.arms if arm not in kept]
+    if missing or not kept:
+        raise InputError(
+            f"arms: {folder} kept no policy of {', '.join(missing) or 'any arm'}; there are {', '.join(kept) or 'none'}"
+        )
+    models: dict[str, Callable[[], LoadedModel]] = {"before": partial(load_policy, config)}
+    models |= {arm: partial(load_kept, config, kept[arm]) for arm in settings.arms or kept}
+    return Targets(
+        reward=FeatureReward.from_pack(str(folder / "pack.json"), load_run_sae(config, folder)),
+        questions=load_split(folder / "questions.parquet").unknown[: settings.limit],
+        verifier=verifier_of(config.verifier, config.strictness),
+        max_new_tokens=config.max_new_tokens,
+        models=models,
+    )
+
+
+def kept_policies(folder: Path) -> dict[str, Path]:
+    """By arm, where a run kept the policy it ended with: the last good one of an arm that its guards stopped, else the
+    last checkpoint, else, of one that was fine-tuned, the model itself."""
+    stopped = {row["arm"] for row in read_jsonl(folder / "metrics.jsonl") if row["kind"] == "guard" and row["stop"]}
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("*/")):
+        own = path if any((path / name).exists() for name in ("config.json", "adapter_config.json")) else None
+        last = path / GOOD if path.name in stopped else last_checkpoint(path) or own
+        if last is not None:
+            found[path.name] = last
+    return found
+
+
+def load_kept(config: ImproveConfig, policy: Path) -> LoadedModel:
+    """A policy that a run kept: a whole model, or an adapter to put on the model that the run started with."""
+    if (policy / "adapter_config.json").exists():
+        return load_policy(config.model_copy(update={"adapter": str(policy)}))
+    return load_model(policy, dtype=config.dtype, device=config.device)
