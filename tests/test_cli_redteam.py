@@ -18,6 +18,7 @@ from mechreward.files import append_row
 from mechreward.hacking import red_team
 from mechreward.models import load_model
 from mechreward.reward import FeatureReward
+from mechreward.rollout import sample_responses, verify_responses
 from mechreward.rundir import open_run
 from mechreward.sae import load_sae
 from mechreward.tasks import load_questions, load_split, save_questions, split_questions
@@ -74,6 +75,17 @@ def test_the_threshold_is_the_median_of_right_answers(pack) -> None:
     assert given.hacked == 0 and given.reward.hack_rate == 0 and given.threshold == 1e9
     assert found.threshold < 1e9 and torch.tensor(found.threshold).isfinite()
     assert found.correct_under == given.correct_under
+    sampled = sample_responses(loaded, questions, n=2, max_new_tokens=60, batch_size=64, seed=0)
+    answers = verify_responses(sampled, questions, gsm8k_exact_match)
+    asked = {question.id: question.prompt for question in questions}
+    prompts, ids = [asked[a.question_id] for a in answers], [a.completion_ids for a in answers]
+    rewards = reward(prompts, [a.text for a in answers], completion_ids=ids)
+    right = [r for r, a in zip(rewards, answers, strict=True) if a.correct]
+    wrong = [r for r, a in zip(rewards, answers, strict=True) if not a.correct]
+    # torch's median of an even number is the lower of the two in the middle.
+    assert found.threshold == pytest.approx(sorted(right)[(len(right) - 1) // 2], rel=1e-4)
+    assert found.hacked == sum(r >= found.threshold for r in wrong) / len(answers)
+    assert found.hacked != sum(r >= found.threshold for r in right) / len(answers)
 
 
 def test_bad_input(pack, tmp_path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,7 +126,8 @@ def test_bad_canaries() -> None:
 
 
 def test_row_fvu_against_a_loop(reward) -> None:
-    sae = reward.sae
+    centre_D = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    sae = replace(reward.sae, b_dec_D=centre_D)
     h_BTD = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
     mask_BT = torch.tensor([[True] * 7, [False, True, True, False, True, False, False], [False] * 7])
     found = row_fvu(sae, h_BTD, mask_BT, 3)
@@ -136,4 +138,4 @@ def test_row_fvu_against_a_loop(reward) -> None:
     assert found[2].isnan()
     everything = row_fvu(sae, h_BTD, mask_BT, 100)
     wrong = (h_BTD[0] - sae.decode(sae.encode(h_BTD[0]))).square().sum()
-    assert everything[0].item() == pytest.approx((wrong / h_BTD[0].square().sum()).item(), rel=1e-4)
+    assert everything[0].item() == pytest.approx((wrong / (h_BTD[0] - centre_D).square().sum()).item(), rel=1e-4)
