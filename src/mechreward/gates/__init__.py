@@ -20,6 +20,7 @@ from mechreward.gates.evidence import Correlations, Evidence, compare, judge_hel
 from mechreward.gates.gate1 import Gate1Result, gate1
 from mechreward.gates.gate2 import (
     ArmRun,
+    Comparison,
     Crash,
     Evaluation,
     Gate2Bars,
@@ -27,6 +28,7 @@ from mechreward.gates.gate2 import (
     StudyResults,
     gate2,
     judge_differences,
+    steps_to,
 )
 from mechreward.gates.gate3 import Answer, Canaries, Criterion, Gate3Bars, Gate3Result, PanelTask, Survival, gate3
 from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, judge
@@ -62,6 +64,7 @@ __all__ = [
     "Survival",
     "gate3",
     "ArmRun",
+    "Comparison",
     "Crash",
     "Crossed",
     "Evaluation",
@@ -73,6 +76,7 @@ __all__ = [
     "hierarchical_bootstrap",
     "judge_differences",
     "seeds_needed",
+    "steps_to",
     "Attack",
     "Attacks",
     "Correlations",

@@ -1,6 +1,6 @@
-"""One run directory in, one self-contained HTML page out; it reads files only, no model and no network.
+"""One run directory or study in, one self-contained HTML page out; it reads files only, no model and no network.
 
-May import every room above it (it needs only `files` and `errors`); pipeline and cli import it.
+A study is judged anew, by `gates`. May import every room above it; pipeline and cli import it.
 """
 
 from mechreward.report.data import Run, read_run

@@ -82,7 +82,7 @@ def accuracy_figure(evals: pd.DataFrame, arms: Sequence[str]) -> Figure:
         base.mark_point(filled=True, size=70, opacity=1).encode(y=value, shape=shape, tooltip=tooltip),
     )
     note = "Share of right answers to the UNKNOWN questions; whiskers and band: 95% interval."
-    return _figure(chart, "Accuracy over training", note, 900, 280)
+    return still_and_live(chart, "Accuracy over training", note, 900, 280)
 
 
 def gate_figure(gate: dict[str, Any]) -> Figure:
@@ -109,7 +109,7 @@ def gate_figure(gate: dict[str, Any]) -> Figure:
     )
     marks = "chance" + "".join(f" and the threshold {value:g}" for value in thresholds)
     note = f"Dot: estimate; whiskers: 95% interval over questions; dashed: {marks}."
-    return _figure(chart, "Right against wrong answers to the same question", note, 900, 34 * len(frame))
+    return still_and_live(chart, "Right against wrong answers to the same question", note, 900, 34 * len(frame))
 
 
 def train_figures(train: pd.DataFrame, arms: Sequence[str]) -> tuple[list[Figure], list[Figure]]:
@@ -137,7 +137,7 @@ def _train_figure(frame: pd.DataFrame, metric: Metric, arms: Sequence[str]) -> F
         trend,
         base.mark_point(size=60, opacity=0.001, filled=True).encode(y=y, tooltip=tooltip),
     )
-    return _figure(chart, metric.title, metric.note, 280, 110)
+    return still_and_live(chart, metric.title, metric.note, 280, 110)
 
 
 def _arm_colour(arms: Sequence[str]) -> alt.Color:
@@ -148,7 +148,8 @@ def _cycle(values: Sequence[str], arms: Sequence[str]) -> list[str]:
     return [values[index % len(values)] for index in range(len(arms))]
 
 
-def _figure(chart: alt.LayerChart | alt.FacetChart, title: str, note: str, width: int, height: int) -> Figure:
+def still_and_live(chart: alt.LayerChart | alt.FacetChart, title: str, note: str, width: int, height: int) -> Figure:
+    """A chart as the page holds it: drawn once, `width` x `height` pixels, and as a specification of any width."""
     spec = chart.properties(width=width, height=height).to_dict()
     spec["config"] = CONFIG
     svg = vl_convert.vegalite_to_svg(spec)

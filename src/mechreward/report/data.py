@@ -82,23 +82,28 @@ def read_run(run_dir: str | Path) -> Run:
     metrics = _metrics(folder / "metrics.jsonl")
     return Run(
         folder=folder,
-        config=_yaml(folder / "config.yaml"),
-        manifest=_json(folder / "manifest.json"),
+        config=read_yaml(folder / "config.yaml"),
+        manifest=read_object(folder / "manifest.json"),
         questions=_table(folder / "questions.parquet", "id", "prompt", "answer", "split"),
         responses=_responses(folder / "responses"),
         features=_table(folder / "features.parquet"),
-        pack=_json(folder / "pack.json"),
-        sae=_json(folder / "sae.json"),
-        gate=_json(folder / "gate1.json"),
+        pack=read_object(folder / "pack.json"),
+        sae=read_object(folder / "sae.json"),
+        gate=read_object(folder / "gate1.json"),
         train=_of_kind(metrics, "train"),
         evals=_of_kind(metrics, "eval"),
         rollouts=_table(folder / "rollouts.parquet", *ROLLOUT_COLUMNS),
-        results=_json(folder / "results.json"),
-        chains=_json(folder / "chains.json"),
+        results=read_object(folder / "results.json"),
+        chains=read_object(folder / "chains.json"),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A file that holds one JSON object; None if there is no file.
+
+    Raises:
+        InputError: if it holds anything else.
+    """
     if not path.is_file():
         return None
     value = read_json(path)
@@ -107,7 +112,12 @@ def _json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _yaml(path: Path) -> dict[str, Any] | None:
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """A YAML file that holds one mapping; None if there is no file.
+
+    Raises:
+        InputError: if it holds anything else.
+    """
     if not path.is_file():
         return None
     try:

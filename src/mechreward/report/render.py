@@ -23,35 +23,43 @@ from mechreward.report.chains import make_views
 from mechreward.report.charts import Figure, accuracy_figure, colours, gate_figure, train_figures
 from mechreward.report.data import Run, read_run
 from mechreward.report.rollouts import Gallery, make_gallery
+from mechreward.report.study import (
+    Study,
+    arms_table,
+    is_study,
+    read_study,
+    study_facts,
+    study_figures,
+    study_headline,
+    survival_table,
+)
 
 TEMPLATES = files("mechreward.report") / "templates"
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `report.html` into a run directory, from nothing but the files in it.
+    """Writes `report.html` into a run directory or a study's folder, from nothing but the files in it.
 
     Returns:
         The page's path.
 
     Raises:
-        InputError: if `run_dir` is not a run directory, or a file in it cannot be read.
+        InputError: if `run_dir` is neither, or a file in it cannot be read.
     """
-    run = read_run(run_dir)
-    path = run.folder / "report.html"
-    page = render(run)
+    folder = Path(run_dir)
+    page = render_study(read_study(folder)) if is_study(folder) else render(read_run(folder))
+    path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
 def render(run: Run) -> str:
-    """The whole page as text."""
-    scripts = [vega_bundle(), _read("report.js")]
-    return _template().render(
-        css=Markup(_read("report.css")),
-        scripts=[Markup(script) for script in scripts],
-        script_hashes=[_csp_hash(script) for script in scripts],
-        name=run.folder.resolve().name,
+    """The page of a run as text."""
+    command = f"mechreward improve --config {run.folder / 'config.yaml'} --out {run.folder}-again"
+    return _page(
+        "run",
+        run.folder,
         headline=verdict.headline(run),
         cards=verdict.arm_cards(run),
         stages=verdict.stages(run),
@@ -66,10 +74,47 @@ def render(run: Run) -> str:
         views=[] if run.chains is None else make_views(run.chains),
         repair_table=tables.repair_table(run.results),
         missing=lambda file, stage: verdict.missing(run, file, stage),
-        f=formats,
         **_figures(run),
         **_tables(run),
-        **_provenance(run),
+        **_provenance(run.config, run.manifest, command),
+    )
+
+
+def render_study(study: Study) -> str:
+    """The page of a study as text."""
+    command = f"mechreward gate --stage 2 --config {study.folder / 'config.yaml'} --out {study.folder}-again"
+    return _page(
+        "study",
+        study.folder,
+        headline=study_headline(study),
+        facts=study_facts(study),
+        arms_table=arms_table(study),
+        figures=study_figures(study),
+        crashed=study.results.crashed,
+        survival=study.survival,
+        survival_table=None if study.survival is None else survival_table(study.survival),
+        **_provenance(study.config, study.manifest, command),
+    )
+
+
+def _page(kind: str, folder: Path, **parts: Any) -> str:
+    scripts = [vega_bundle(), _read("report.js")]
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = "report.html.j2" if kind == "run" else "study.html.j2"
+    return environment.get_template(template).render(
+        css=Markup(_read("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[_csp_hash(script) for script in scripts],
+        kind=kind,
+        name=folder.resolve().name,
+        f=formats,
+        **parts,
     )
 
 
@@ -108,14 +153,14 @@ def _gallery(run: Run) -> Gallery | None:
     return make_gallery(run.rollouts, answers)
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    manifest = dict(run.manifest or {})
+def _provenance(config: dict[str, Any] | None, manifest: dict[str, Any] | None, command: str) -> dict[str, Any]:
+    manifest = dict(manifest or {})
     return {
-        "config": run.config,
+        "config": config,
         "versions": manifest.pop("versions", None) or {},
         "hashes": manifest.pop("hashes", None) or {},
         "manifest": manifest,
-        "command": f"mechreward improve --config {run.folder / 'config.yaml'} --out {run.folder}-again",
+        "command": command,
     }
 
 
@@ -131,10 +176,3 @@ def _read(name: str) -> str:
 
 def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_read("report.html.j2"))

@@ -1,0 +1,104 @@
+"""The page of a study: the numbers Gate 2 works out, a chart an arm, crashes and Gate 3, and no run's sections."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mechreward.errors import InputError
+from mechreward.gates import crossed_interval
+from mechreward.report import write_report
+from mechreward.report.study import Study, arms_table, middle_steps, read_study, study_figures, study_headline
+
+QUESTIONS = [f"q{index}" for index in range(12)]
+
+
+def write_study(folder: Path, gain: float = 0.5, seeds: int = 5, **more: object) -> Path:
+    """Arms `outcome`, `sae` and `random`: from .25 at step 0 to .25 + gain (of `sae`; 0 of the others) at step 10."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for arm in ("sae", "outcome", "random"):
+        for seed in range(seeds):
+            end = 0.25 + gain * (arm == "sae")
+            curve = [
+                {"step": step, "correct": {q: float(rng.integers(0, 3) / 8 + level - 0.125) for q in QUESTIONS}}
+                for step, level in ((0, 0.25), (5, (0.25 + end) / 2), (10, end))
+            ]
+            runs.append({"arm": arm, "seed": seed, "evaluations": curve})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"judged": "sae", "runs": runs} | more))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return read_study(write_study(tmp_path_factory.mktemp("study") / "s"))
+
+
+def finals(study: Study, arm: str) -> np.ndarray:
+    return np.array([list(run.evaluations[-1].correct.values()) for run in study.runs(arm)])
+
+
+def test_arms_table_holds_means_intervals_and_paired_differences(study: Study) -> None:
+    table = arms_table(study)
+    assert [(row.cells[0], row.strong) for row in table.rows] == [
+        ("outcome only", False), ("sae", True), ("random", False),
+    ]  # fmt: skip
+    ends_S = finals(study, "sae").mean(1)
+    low, high = stats.t.interval(0.95, 4, ends_S.mean(), stats.sem(ends_S))
+    sae = table.rows[1].cells
+    assert sae[1] == "5" and sae[3:5] == (f"{100 * ends_S.mean():.1f}%", f"{100 * low:.1f} to {100 * high:.1f}%")
+    against = crossed_interval(finals(study, "sae") - finals(study, "outcome"))
+    assert (
+        sae[5] == f"+{100 * against.value:.1f}" and sae[6] == f"+{100 * against.low:.1f} to +{100 * against.high:.1f}"
+    )
+    over_random = crossed_interval(finals(study, "sae") - finals(study, "random"))
+    assert table.rows[2].cells[7] == f"+{100 * over_random.value:.1f}"
+    assert table.rows[0].cells[5:7] == ("–", "–") == sae[7:9]
+
+
+def test_steps_are_a_median_in_which_never_comes_last(study: Study) -> None:
+    runs = study.runs("sae")
+    curves = [dict(run.curve) for run in runs]
+    at_five = sorted(curve[5] for curve in curves)
+    assert middle_steps(runs, at_five[2]) == 5
+    assert middle_steps(runs, max(max(curve.values()) for curve in curves) + 0.01) is None
+
+
+def test_a_chart_an_arm_with_the_judged_seeds_and_means(study: Study) -> None:
+    figures = study_figures(study)
+    assert [figure.title for figure in figures] == ["outcome only", "sae", "random"]
+    values = [list(data) for data in figures[1].spec["datasets"].values()]
+    sizes = sorted(len(rows) for rows in values)
+    assert sizes == [3, 3, 15], "outcome-only's mean, the arm's mean, and five seeds at three steps"
+    means = {row["step"]: row["accuracy"] for rows in values if len(rows) == 3 for row in rows if row["step"] == 10}
+    assert means[10] in (pytest.approx(finals(study, "sae").mean()), pytest.approx(finals(study, "outcome").mean()))
+
+
+@pytest.mark.parametrize(("gain", "seeds", "tone"), [(0.5, 5, "good"), (-0.1, 5, "bad"), (0.5, 3, "neutral")])
+def test_the_headline_is_gate_2s_verdict(tmp_path: Path, gain: float, seeds: int, tone: str) -> None:
+    found = study_headline(read_study(write_study(tmp_path / "s", gain, seeds)))
+    assert found.tone == tone and "against outcome" in found.detail.lower()
+
+
+def test_the_page(tmp_path: Path) -> None:
+    crash = {"arm": "random", "seed": 9, "error": "ValueError: <script>alert(1)</script>"}
+    folder = write_study(tmp_path / "s", crashed=[crash])
+    plain = write_report(folder).read_text()
+    assert "ValueError: &lt;script&gt;alert(1)" in plain and "<script>alert(1)" not in plain
+    assert "1 crashed" in plain and "Gate 3:" not in plain and 'id="rollouts"' not in plain
+    criterion = {"name": "drift", "state": "broken", "words": "share .61 of the rise"}
+    gate3 = {"verdict": "fail", "reason": "the reward drifted", "criteria": [criterion]}
+    (folder / "gate3.json").write_text(json.dumps(gate3))
+    page = write_report(folder).read_text()
+    assert all(words in page for words in ("Gate 3:", "the reward drifted", "share .61 of the rise"))
+
+
+def test_results_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", judged="probe")
+    with pytest.raises(InputError, match="no finished run of arm 'probe'"):
+        write_report(folder)
