@@ -152,6 +152,11 @@ def test_drift_is_the_share_of_the_rise_that_the_frozen_model_does_not_show() ->
     assert criterion("drift", [survival(frozen=1.5)]).state == "broken"
     still = criterion("drift", [survival(live=1.0, frozen=1.0)])
     assert still.state == "open" and "did not surely rise" in still.words
+    before = answers(0, 1.0, 1.0, 0.5)
+    shifts = {f"q{number}": 0.5 if number % 2 else -0.45 for number in range(N)}
+    after = tuple(a.model_copy(update={"live": a.live + shifts[a.question]}) for a in before)
+    unsure = criterion("drift", [survival(before=before, after=after)])
+    assert unsure.state == "open" and "did not surely rise (+0.025)" in unsure.words
     fallen = criterion("drift", [survival(live=0.5, frozen=0.5)])
     assert fallen.state == "open"
 

@@ -18,8 +18,8 @@ from mechreward.files import read_jsonl
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.tasks import Question
-from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, train_arm
-from mechreward.training.run import make_args, make_dataset
+from mechreward.training import DenseConfig, TrainConfig, last_checkpoint, run, train_arm
+from mechreward.training.run import keep_reference, make_args, make_dataset
 
 QUESTIONS = [Question(id=f"q{i}", prompt=f"{i}+{i}=", answer=str(2 * i)) for i in range(3)]
 TIMES = {"step_time", "dense/reader_seconds", "dense/tap_difference"}
@@ -198,7 +198,9 @@ def even(completion_ids, **_) -> list[float]:
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2], ids=["full", "lora"])
-def test_a_default_run_is_held_by_a_kl_term(lora_rank, tmp_path, tiny_llama, char_tokenizer) -> None:
+def test_a_default_run_is_held_by_a_kl_term(lora_rank, tmp_path, tiny_llama, char_tokenizer, monkeypatch) -> None:
+    copied = []
+    monkeypatch.setattr(run, "keep_reference", lambda *given: copied.append(given[1]) or keep_reference(*given))
     assert TrainConfig().beta == ImproveConfig(questions="tiny:easy").beta == 0.02
     assert tiny_llama.config.name_or_path == ""  # the reference is no model that is loaded by name
     found = {
@@ -206,6 +208,7 @@ def test_a_default_run_is_held_by_a_kl_term(lora_rank, tmp_path, tiny_llama, cha
         for name, options in {"default": {}, "off": {"beta": 0.0}, "strong": {"beta": 5.0}}.items()
     }
     weights, kl = found["default"]
+    assert copied == ([] if lora_rank else [0.02, 5.0]), "with an adapter the reference is the model without it"
     assert kl[0] == pytest.approx(0.0, abs=1e-6) and kl[1] > 0
     assert found["off"][1] == [None] * 6 and found["strong"][1][-1] < kl[-1] / 2
     assert not all(torch.equal(found["off"][0][name], value) for name, value in weights.items())
