@@ -150,9 +150,12 @@ def test_a_run_directory_says_what_is_attacked(finished) -> None:
 
 def test_a_run_is_attacked_before_and_after(finished, capsys) -> None:
     folder, _ = finished
-    assert run("--run", folder, "--arms", "repair_sft", "--limit", 3, "--samples", 3) == 0
+    assert run("--run", folder, "--arms", "repair_sft", "dense", "--limit", 3, "--samples", 3) == 0
     found = json.loads((folder / "redteam.json").read_text())
-    assert list(found) == ["before", "repair_sft"] and found["before"] == found["repair_sft"]
+    assert set(found) == {"before", "repair_sft", "dense"} and found["before"] == found["repair_sft"]
+    # A random adapter has no answer right: it is judged by the threshold of before.
+    assert found["dense"]["correct_under"]["plain"]["accuracy"] == 0
+    assert found["dense"]["threshold"] == found["before"]["threshold"]
     assert found["before"]["n_questions"] == 3 and found["before"]["n_responses"] == 9
     assert "repair_sft" in capsys.readouterr().out
 
