@@ -36,7 +36,7 @@ import vl_convert
 
 from mechreward.features import FeaturePack, PackFeature, build_pack, discover, load_pack, sae_ref, save_pack
 from mechreward.files import read_json, read_jsonl, write_json
-from mechreward.gates import gate1, student_interval
+from mechreward.gates import gate1, student_interval, wilson
 from mechreward.hacking import DualVerifier, GuardConfig
 from mechreward.models import LoadedModel, iter_residuals, load_model
 from mechreward.probes import load_probe
@@ -283,7 +283,7 @@ def words(numbers: dict[str, float]) -> str:
 
 
 def markdown(study: Study, results: list[dict[str, Any]]) -> str:
-    """The table as it goes into the docs."""
+    """The table as it goes into the docs; alarms with Wilson's interval, as if steps were independent."""
     lines = [
         "| pack | guards | accuracy, start | end | damage | end, minus off | alarms / steps | stopped at, by seed |",
         "|---|---|---|---|---|---|---|---|",
@@ -291,7 +291,9 @@ def markdown(study: Study, results: list[dict[str, Any]]) -> str:
     for row in summary(study, results):
         stops = ", ".join("-" if step is None else str(step) for step in row["stopped_at"])
         cells = [row["pack"], row["guard"], f"{row['start']:.3f}", words(row["final"]), words(row["damage"])]
-        cells += [words(row["minus_off"]), f"{row['alarms']} / {row['evaluations']}", stops]
+        low, high = wilson(row["alarms"], row["evaluations"])
+        alarms = f"{row['alarms']} / {row['evaluations']} [{low:.3f}, {high:.3f}]"
+        cells += [words(row["minus_off"]), *(["", ""] if row["guard"] == "off" else [alarms, stops])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
