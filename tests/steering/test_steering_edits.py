@@ -135,23 +135,29 @@ def test_a_nudge_of_a_normalised_sae_depends_on_the_residual(llama, hand) -> Non
     assert program.read == () and program.constant_D is None
     h_ND = torch.randn(4, 32) * torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     wanted_ND = 2.0 * sae.W_dec_FD[3] * h_ND.std(-1, keepdim=True)
-    torch.testing.assert_close(program.change(h_ND, {}), wanted_ND, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(program.change(h_ND, program.acts(h_ND)), wanted_ND, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS[:4], ids=str)
-def test_both_ways_of_reading_agree(kind, llama, hand, monkeypatch) -> None:
-    sae = hand.make_sae(llama, kind[0], **kind[1])
-    variant = Variant(llama, sae)
-    variant.set([3, 11, 20], 0.5, mode="scale")
-    program = compile_rules(sae, variant.rules)
-    h_ND = torch.randn(30, 32) * sae.W_dec_FD.std() * 2
-    few = program.acts(h_ND)
-    monkeypatch.setattr("mechreward.steering.program.FEW_PRODUCTS", 0)
-    staged = program.acts(h_ND)
-    assert list(few) == list(staged) == [3, 11, 20]
-    for feature, values in few.items():
-        assert (values > 0).tolist() == (staged[feature] > 0).tolist()
-        torch.testing.assert_close(values, staged[feature], rtol=1e-4, atol=1e-4)
+def test_rules_that_hold_everywhere_are_run_as_one(llama, llama_sae) -> None:
+    """Until a condition comes between them; the vectors are added up."""
+    variant = Variant(llama, llama_sae)
+    one, two = torch.arange(32.0), torch.ones(32)
+    variant.set(3, 2.0, mode="pin", unit="raw")
+    variant.add_vector(one)
+    variant.set(11, 0.5, mode="scale")
+    variant.add_vector(two)
+    variant.set_when(variant.feature(20) > 0.1, 3, 7.0, unit="raw")
+    variant.set(20, 1.0, unit="raw")
+    program = compile_rules(llama_sae, variant.rules)
+    assert [step.condition is None for step in program.steps] == [True, False, True]
+    torch.testing.assert_close(program.steps[0].vector_D, one + two)
+    h_ND = torch.randn(40, 32, generator=torch.Generator().manual_seed(3)) * llama_sae.W_dec_FD.std() * 2
+    f_NF = llama_sae.encode(h_ND)
+    held_N = f_NF[:, 20] > 0.1
+    assert 0 < held_N.sum() < 40
+    change = {3: 2.0 - f_NF[:, 3] + 7.0 * held_N, 11: -0.5 * f_NF[:, 11], 20: torch.ones(40)}
+    wanted_ND = one + two + sum(delta_N[:, None] * llama_sae.W_dec_FD[f] for f, delta_N in change.items())
+    torch.testing.assert_close(program.change(h_ND, program.acts(h_ND)), wanted_ND, rtol=1e-4, atol=1e-4)
 
 
 def test_a_nudge_is_not_read_for(llama, llama_sae) -> None:

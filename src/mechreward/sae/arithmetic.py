@@ -13,8 +13,11 @@ lie there, so the rule costs little. Deviation from sae-lens and torch.topk: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +27,9 @@ UNIT = 2.0**-24
 """Unit roundoff of float32."""
 EXACT_FLOATS = 2**21
 """Numbers held at once while products are computed in float64."""
+
+
+FloatOrTensor = TypeVar("FloatOrTensor", float, Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +80,10 @@ class Encoder:
         return pre if self.scale_F is None else pre * _pick(self.scale_F, ids)
 
     def part(self, ids_K: Int[Tensor, " k"]) -> Encoder:
-        """The encoder of some features alone, for `affine`."""
-        scale_K = None if self.scale_F is None else self.scale_F[ids_K]
-        return replace(self, W_FD=self.W_FD[ids_K], bias_F=self.bias_F[ids_K], scale_F=scale_K)
+        """The encoder of some features alone; of a TopK encoder for `affine` only."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {name: part[ids_K] for name, part in named.items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
 
     def affine(self, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n f"]:
         """Pre-activations in one go, the bias added inside the product: right within `margin`."""
@@ -85,8 +92,11 @@ class Encoder:
 
     def margin(self, x_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
         """How far rounding can move a pre-activation of each token."""
-        growth = x_ND.shape[1] ** 0.5 * self._reach
-        return UNIT * (growth * x_ND.norm(dim=-1, keepdim=True) + 4 * self._offset)
+        return self.bound(torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True), x_ND.shape[1])
+
+    def bound(self, norm: FloatOrTensor, width: int) -> FloatOrTensor:
+        """`margin` of a token of this norm."""
+        return norm * (UNIT * width**0.5 * self._reach) + 4 * UNIT * self._offset
 
     def exact(self, x_ND: Tensor, row_M: Int[Tensor, " m"], id_M: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Products of rows and features pair by pair, in float64, rounded to float32."""
@@ -176,3 +186,21 @@ class Encoder:
 
 def _pick(values_F: Tensor, ids: Tensor | None) -> Tensor:
     return values_F if ids is None else values_F[ids]
+
+
+def is_plain(device: torch.device) -> bool:
+    """Whether float32 is computed as it should be, and without gradient, already."""
+    precise = torch.get_float32_matmul_precision() == "highest"
+    return precise and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
+
+
+@contextmanager
+def plain_float32(device: torch.device) -> Iterator[None]:
+    """No gradient, no autocast, no TF32: a trainer's settings must not change what the gate measured."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -18,7 +18,6 @@ exactly. Under `torch.autocast` the arithmetic stays float32.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,7 +28,8 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
-from mechreward.sae.arithmetic import Encoder
+from mechreward.sae.arithmetic import Encoder, plain_float32
+from mechreward.sae.few import FewReader
 from mechreward.sae.kinds import Architecture, InputNorm, check_fields, norm_statistics
 from mechreward.sae.reading import blocks, read_topk
 
@@ -174,7 +174,7 @@ class SAE:
         rows_ND = self._rows(h)
         if not len(rows_ND):
             raise InputError("h: firing frequencies need at least one token")
-        with _float32(self.device):
+        with plain_float32(self.device):
             fired_F = torch.stack([(self.encode(rows) > 0).sum(0) for rows in self._blocks(rows_ND)]).sum(0)
         return replace(self, frequency_F=fired_F / len(rows_ND))
 
@@ -186,7 +186,7 @@ class SAE:
         """
         rows_ND = self._rows(h)
         acts_NF = torch.empty(len(rows_ND), self.d_sae, device=self.device)
-        with _float32(self.device):
+        with plain_float32(self.device):
             for block_ND, out_NF in zip(self._blocks(rows_ND), self._blocks(acts_NF), strict=True):
                 out_NF.copy_(self._encoder.activations(self._inputs(block_ND)))
         return acts_NF.view(*h.shape[:-1], self.d_sae)
@@ -205,10 +205,19 @@ class SAE:
         rows_ND = self._rows(h)
         acts_NK = torch.empty(len(rows_ND), len(ids_K), device=self.device)
         if len(ids_K):
-            with _float32(self.device):
+            with plain_float32(self.device):
                 chosen_U, place_K = ids_K.unique(return_inverse=True)
                 self._read(rows_ND, chosen_U, place_K, acts_NK)
         return acts_NK.view(*h.shape[:-1], len(ids_K))
+
+    def reader(self, feature_ids: Sequence[int]) -> FewReader:
+        """`read` of these features for many calls on a few tokens [N, D] each, as while steering.
+
+        Raises:
+            InputError: if an id is not one of the SAE's features.
+        """
+        ids = tuple(feature_ids)
+        return FewReader(lambda h_ND: self.read(h_ND, ids), self._inputs, self._encoder, self._feature_index(ids))
 
     def decode(self, acts: Float[Tensor, "*batch f"], h: Tensor | None = None) -> Float[Tensor, "*batch d"]:
         """Residuals rebuilt from activations: [..., F] -> [..., D] float32.
@@ -226,7 +235,7 @@ class SAE:
             raise InputError(
                 f"h: undoing {self.input_norm} needs the residuals that were encoded; pass decode(acts, h)"
             )
-        with _float32(self.device):
+        with plain_float32(self.device):
             acts = acts.to(self.device, torch.float32)
             if self._encoder.scale_F is not None:
                 # A dead decoder row (norm 0) has activation 0: keep 0 / 0 from spoiling the token.
@@ -262,7 +271,7 @@ class SAE:
         rows_ND = self._rows(h)
         if not len(rows_ND) or bool((rows_ND == rows_ND[0]).all()):
             raise InputError(f"h: variance needs at least two different tokens; these {len(rows_ND)} do not differ")
-        with _float32(self.device):
+        with plain_float32(self.device):
             total = _square_sum(rows_ND - rows_ND.mean(0))
             rebuilt = ((rows, self.decode(self.encode(rows), rows)) for rows in self._blocks(rows_ND))
             return sum(_square_sum(rows - back) for rows, back in rebuilt) / total
@@ -331,15 +340,3 @@ class SAE:
 
 def _square_sum(x: Tensor) -> float:
     return x.double().pow(2).sum().item()
-
-
-@contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """No gradient, no autocast, no TF32: a trainer's settings must not change what the gate measured."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

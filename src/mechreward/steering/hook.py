@@ -78,33 +78,39 @@ class Editor:
     def _edited(self, h_BSD: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         open_BS = self._open(h_BSD)
         if self._constant_D is not None and self.watcher is None:
-            return h_BSD + self._constant_D * open_BS[..., None]
-        every = bool(open_BS.all())
-        h_ND = h_BSD.flatten(0, 1) if every else h_BSD[open_BS]
+            return h_BSD + (self._constant_D if open_BS is None else self._constant_D * open_BS[..., None])
+        h_ND = h_BSD.flatten(0, 1) if open_BS is None else h_BSD[open_BS]
         if not len(h_ND):
             return h_BSD
-        acts = self.program.acts(h_ND)
-        change_ND = self.program.change(h_ND, acts).to(h_BSD)
+        acts_NR = self.program.acts(h_ND)
+        change_ND = self.program.change(h_ND, acts_NR).to(h_BSD)
         if self.watcher is not None:
             assert self._ids_BS is not None
-            self.watcher(self._ids_BS, open_BS, [condition.holds(acts) for condition in self.program.watched])
-        if every:
+            named = self.program.named(acts_NR)
+            held = [condition.holds(named) for condition in self.program.watched]
+            shown_BS = torch.ones_like(self._ids_BS, dtype=torch.bool) if open_BS is None else open_BS
+            self.watcher(self._ids_BS, shown_BS, held)
+        if open_BS is None:
             return h_BSD + change_ND.view_as(h_BSD)
         return h_BSD.index_put((open_BS,), h_ND + change_ND)
 
-    def _open(self, h_BSD: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"]:
-        """Tokens that are edited."""
+    def _open(self, h_BSD: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"] | None:
+        """Tokens that are edited; None: all."""
         ids_BS = self._ids_BS
         if ids_BS is None or ids_BS.shape != h_BSD.shape[:2]:
             raise InputError(
                 "inputs_embeds: a steered model needs token ids, to tell text from padding; pass input_ids"
             )
-        open_BS = self._open_V[ids_BS]
-        if self.after is not None and ids_BS.shape[1] > 1:
-            open_BS = open_BS & self.after.passed(ids_BS)
+        open_BS = None
+        # A step with a cache: looking the few ids up one by one is faster than a mask of them.
+        if ids_BS.shape[1] > 1 or not self.closed_ids.isdisjoint(ids_BS[:, 0].tolist()):
+            open_BS = self._open_V[ids_BS]
+            if self.after is not None and ids_BS.shape[1] > 1:
+                open_BS = open_BS & self.after.passed(ids_BS)
         if self.norm_limit is not None:
-            open_BS = open_BS & (h_BSD.norm(dim=-1) <= self.norm_limit)
-        return open_BS
+            within_BS = h_BSD.norm(dim=-1) <= self.norm_limit
+            open_BS = within_BS if open_BS is None else open_BS & within_BS
+        return None if open_BS is None or bool(open_BS.all()) else open_BS
 
 
 class Prefixes:

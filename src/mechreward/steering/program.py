@@ -14,21 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.sae import SAE
+from mechreward.sae.few import FewReader
 from mechreward.steering.conditions import Condition, features_of
 from mechreward.steering.edits import Rule
 
 Control = Literal["random", "wrong_sign"]
-FEW_PRODUCTS = 2**22
-"""Tokens x D x F up to which encoding every feature is faster than the staged reading of a few (tiny SAE on a CPU);
-by the SAE's rule both have the same features active."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,11 @@ class Step:
     factor_K: Tensor
     add_K: Tensor
     vector_D: Tensor | None
+
+    @cached_property
+    def less_K(self) -> Tensor:
+        """Factor - 1, so that f' - f is one operation."""
+        return self.factor_K - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,39 +56,49 @@ class Program:
     rows_KD: Tensor
     steps: tuple[Step, ...]
     watched: tuple[Condition, ...]
+    reader: FewReader
+    places_K: Tensor | None
+    """Where in `read` the edited features are; beyond its end for those that are not read. None: they are `read`."""
 
-    def acts(self, h_ND: Float[Tensor, "n d"]) -> dict[int, Tensor]:
-        """Activations [N] of every feature that the rules or the watched conditions look at."""
-        if not self.read:
-            return {}
-        if h_ND.numel() * self.sae.d_sae <= FEW_PRODUCTS:
-            acts_NR = self.sae.encode(h_ND)[:, list(self.read)]
-        else:
-            acts_NR = self.sae.read(h_ND, self.read)
+    def acts(self, h_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n r"]:
+        """Activations of every feature that the rules or the watched conditions look at, in the order of `read`."""
+        return self.reader(h_ND)
+
+    def named(self, acts_NR: Float[Tensor, "n r"]) -> dict[int, Tensor]:
+        """The activations [N] by feature, as conditions want them."""
         return dict(zip(self.read, acts_NR.unbind(-1), strict=True))
 
-    def change(self, h_ND: Float[Tensor, "n d"], acts: dict[int, Tensor]) -> Float[Tensor, "n d"]:
+    def change(self, h_ND: Float[Tensor, "n d"], acts_NR: Float[Tensor, "n r"]) -> Float[Tensor, "n d"]:
         """What the rules add to the residuals, float32."""
-        zero_N = torch.zeros(len(h_ND), device=self.sae.device)
-        before_NK = torch.stack([acts.get(feature, zero_N) for feature in self.edited], -1) if self.edited else None
-        after_NK, added_ND = before_NK, torch.zeros_like(h_ND, dtype=torch.float32)
+        before_NK = acts_NR if self.places_K is None else F.pad(acts_NR, (0, 1))[:, self.places_K]
+        moved_NK, vector = self._moved(before_NK, acts_NR)
+        added_ND = moved_NK @ self.rows_KD
+        if self.sae.input_norm != "none":
+            added_ND = added_ND * self.sae.residual_unit(h_ND)
+        return added_ND if vector is None else added_ND + vector
+
+    def _moved(self, before_NK: Tensor, acts_NR: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f' - f of the edited features, and the vectors' sum."""
+        if len(self.steps) == 1 and self.steps[0].condition is None:
+            step = self.steps[0]
+            return torch.addcmul(step.add_K, before_NK, step.less_K), step.vector_D
+        after_NK, vector, named = before_NK, None, self.named(acts_NR)
         for step in self.steps:
-            holds_N1 = None if step.condition is None else step.condition.holds(acts)[:, None]
-            if after_NK is not None:
-                moved_NK = after_NK * step.factor_K + step.add_K
-                after_NK = moved_NK if holds_N1 is None else torch.where(holds_N1, moved_NK, after_NK)
+            holds_N1 = None if step.condition is None else step.condition.holds(named)[:, None]
+            moved_NK = after_NK * step.factor_K + step.add_K
+            after_NK = moved_NK if holds_N1 is None else torch.where(holds_N1, moved_NK, after_NK)
             if step.vector_D is not None:
-                added_ND = added_ND + (step.vector_D if holds_N1 is None else step.vector_D * holds_N1)
-        if after_NK is not None and before_NK is not None:
-            added_ND = added_ND + (after_NK - before_NK) @ self.rows_KD * self.sae.residual_unit(h_ND)
-        return added_ND
+                more = step.vector_D if holds_N1 is None else step.vector_D * holds_N1
+                vector = more if vector is None else vector + more
+        return after_NK - before_NK, vector
 
     @property
     def constant_D(self) -> Tensor | None:
         """What is added to every residual alike, if nothing depends on it."""
         if self.read or self.sae.input_norm != "none":
             return None
-        return self.change(torch.zeros(1, self.sae.d_model, device=self.sae.device), {})[0]
+        zero_1D = torch.zeros(1, self.sae.d_model, device=self.sae.device)
+        return self.change(zero_1D, zero_1D[:, :0])[0]
 
 
 def compile_rules(
@@ -101,14 +116,17 @@ def compile_rules(
     depends = {e.feature for rule in rules for e in rule.edits if e.factor != 1.0}
     read = tuple(sorted(depends | features_of([rule.condition for rule in rules]) | features_of(watched)))
     rows_KD = sae.decoder_rows(edited)
-    steps = tuple(_step(sae, rule, edited) for rule in rules)
+    steps = _merged([_step(sae, rule, edited) for rule in rules])
     if control == "random":
         rows_KD = random_rows(sae, edited, seed)
         steps = tuple(_redirected(step, sae, edited, seed) for step in steps)
     elif control == "wrong_sign":
         rows_KD = -rows_KD
         steps = tuple(replace(s, vector_D=None if s.vector_D is None else -s.vector_D) for s in steps)
-    return Program(sae, edited, read, rows_KD, steps, tuple(watched))
+    place = {feature: column for column, feature in enumerate(read)}
+    places = [place.get(feature, len(read)) for feature in edited]
+    places_K = None if edited == read else torch.tensor(places, dtype=torch.long, device=sae.device)
+    return Program(sae, edited, read, rows_KD, steps, tuple(watched), sae.reader(read), places_K)
 
 
 def random_rows(sae: SAE, edited: Sequence[int], seed: int) -> Float[Tensor, "k d"]:
@@ -144,3 +162,19 @@ def _step(sae: SAE, rule: Rule, edited: Sequence[int]) -> Step:
     vector_D = None if rule.vector_D is None else rule.vector_D.to(sae.device, torch.float32)
     factor_K, add_K = (torch.tensor(list(side.values()), device=sae.device) for side in (factor, add))
     return Step(rule.condition, factor_K, add_K, vector_D)
+
+
+def _merged(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same rules with those that hold everywhere and follow each other put into one."""
+    found: list[Step] = []
+    for step in steps:
+        if not found or step.condition is not None or found[-1].condition is not None:
+            found.append(step)
+            continue
+        last = found.pop()
+        vectors = [one.vector_D for one in (last, step) if one.vector_D is not None]
+        add_K = last.add_K * step.factor_K + step.add_K
+        found.append(
+            Step(None, last.factor_K * step.factor_K, add_K, sum(vectors[1:], vectors[0]) if vectors else None)
+        )
+    return tuple(found)
