@@ -90,3 +90,17 @@ def test_signal_in_exact_numbers() -> None:
     assert found.originals.value == pytest.approx(2 / 3)
     assert found.variations.value == pytest.approx(2.5 / 3)
     assert found.kept.value == pytest.approx((2.5 / 3 - 0.5) / (2 / 3 - 0.5))
+
+
+def test_the_order_of_answers_changes_nothing() -> None:
+    """Members are put to their families by name, so that resampled families keep their own pairs."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"f{i}", kind, f"m{(7 * i + j) % 24:02}") for i in range(12) for j, kind in enumerate(("original", "names"))
+    ]
+    made = [FamilyAnswer(f, kind, member, bool(k % 2)) for f, kind, member in rows for k in range(4)]
+    scores = [rng.normal() + 1.5 * a.correct * (int(a.family[1:]) % 3) for a in made]
+    order = rng.permutation(len(made))
+    found = judge_signal(made, scores)
+    assert judge_signal([made[i] for i in order], [scores[i] for i in order]) == found
+    assert found.originals.low < found.originals.value < found.originals.high

@@ -148,15 +148,21 @@ def test_rules_that_hold_everywhere_are_run_as_one(llama, llama_sae) -> None:
     variant.add_vector(two)
     variant.set_when(variant.feature(20) > 0.1, 3, 7.0, unit="raw")
     variant.set(20, 1.0, unit="raw")
+    variant.add_vector(three := torch.arange(32.0).flip(0), variant.feature(20) > 0.1, unit="raw")
     program = compile_rules(llama_sae, variant.rules)
-    assert [step.condition is None for step in program.steps] == [True, False, True]
+    assert [step.condition is None for step in program.steps] == [True, False, True, False]
     torch.testing.assert_close(program.steps[0].vector_D, one + two)
     h_ND = torch.randn(40, 32, generator=torch.Generator().manual_seed(3)) * llama_sae.W_dec_FD.std() * 2
     f_NF = llama_sae.encode(h_ND)
     held_N = f_NF[:, 20] > 0.1
     assert 0 < held_N.sum() < 40
     change = {3: 2.0 - f_NF[:, 3] + 7.0 * held_N, 11: -0.5 * f_NF[:, 11], 20: torch.ones(40)}
-    wanted_ND = one + two + sum(delta_N[:, None] * llama_sae.W_dec_FD[f] for f, delta_N in change.items())
+    wanted_ND = (
+        one
+        + two
+        + held_N[:, None] * three
+        + sum(delta_N[:, None] * llama_sae.W_dec_FD[f] for f, delta_N in change.items())
+    )
     torch.testing.assert_close(program.change(h_ND, program.acts(h_ND)), wanted_ND, rtol=1e-4, atol=1e-4)
 
 

@@ -63,6 +63,18 @@ def test_massive_tokens_are_left_alone(llama, variant) -> None:
     assert moved.tolist() == (norms <= norms.median()).tolist()
 
 
+def test_a_norm_limit_opens_nothing(llama, variant) -> None:
+    """BOS (id 0) and the pad (id 2) stay closed inside a row whose norms are all within the limit."""
+    ids = [9, 0, 31, 2, 40]
+    variant.set(3, 2.0, unit="raw")
+    variant.norm_limit = float("inf")
+    plain, _ = read_residuals(llama.model, [[5]], [ids], 1)
+    with variant.steered():
+        edited, _ = read_residuals(llama.model, [[5]], [ids], 1)
+    moved = (edited - plain)[0].abs().max(-1).values > 0
+    assert moved.tolist() == [token not in (0, 2) for token in ids]
+
+
 def test_contradictions(variant) -> None:
     variant.set(3, 1.0, mode="pin", unit="raw")
     variant.set(3, 1.0, mode="pin", unit="raw")

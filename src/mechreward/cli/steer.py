@@ -99,15 +99,15 @@ def sweep(arguments: list[str], prog: str) -> int:
     quiet()
     from mechreward.cli.steer_settings import SweepSettings, load_variant, prompt_ids, questions_of
     from mechreward.files import write_json
+    from mechreward.inputs import verifier_of
     from mechreward.rollout import Response, verify_responses
     from mechreward.steering import Protocol
     from mechreward.steering import sweep as run
-    from mechreward.verifiers import get_verifier
 
     settings = parse_settings(SweepSettings, arguments, prog)
     if not settings.features:
         raise InputError("features: is needed; give the ids of the features to edit, --features 3 17")
-    verifier, questions = get_verifier(settings.verifier), questions_of(settings)
+    verifier, questions = verifier_of(settings.verifier, settings.strictness), questions_of(settings)
 
     def score(place: int, response: Response) -> float:
         if settings.contains is not None:

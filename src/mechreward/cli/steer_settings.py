@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mechreward.cli.asking import sae_source
-from mechreward.cli.sae_settings import AskSettings, answered, asked
+from mechreward.cli.sae_settings import AskSettings, JudgeSettings, answered, asked
 from mechreward.errors import InputError
 from mechreward.files import read_json
 from mechreward.models import LoadedModel, load_model
@@ -46,7 +46,7 @@ class GenerateSettings(SteerSettings):
     """JSON of edits, as `Variant.json` gives it, in place of `--features`."""
 
 
-class SweepSettings(SteerSettings):
+class SweepSettings(SteerSettings, JudgeSettings):
     """Behaviour and fluency over strengths, and controls. Behaviour is the share of right answers, or of answers that
     hold a text."""
 
@@ -56,8 +56,6 @@ class SweepSettings(SteerSettings):
     """What to compare with: a random decoder row of the same norm, the wrong sign, the mean edit everywhere."""
     contains: str | None = None
     """Count answers that hold this text, in place of right ones."""
-    verifier: str = "gsm8k_exact_match"
-    """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
     limit: Count = 100
     """Answer the first so many questions."""
     out: Path | None = None
