@@ -110,7 +110,7 @@ def test_inspect_shows_what_fires(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("sweep", "--features", "3"), "questions: is needed"),
         (("sweep", *ASK), "features: is needed; give the ids of the features to edit"),
-        (("sweep", *ASK, "--features", "3", "--verifier", "vibes"), "verifier: 'vibes'"),
+        (("sweep", *ASK, "--features", "3", "--verifier", "vibes"), "verifier: "),
         (("sweep", *ASK, "--features", "3", "--model", "x"), "sae: is needed to steer x"),
         (("generate", *ASK), "features: give either --features or --edits"),
         (("generate", *ASK, "--features", "3", "--edits", "e.json"), "features: give either --features or --edits"),

@@ -14,7 +14,7 @@ from mechreward.tiny import MODEL, SAE_FOLDER
 
 PROMPT = "Ada has 20 apples ."
 TEXTS = ("on Monday buys 5 : 20 + 5 = 25 . gives 2 : 25 - 2 = 23 . #### 23", "on Monday buys 5 : 20 - 5 = 15 . #### 15")
-SIZES = {660: 5.0, 835: 20.0, 408: 7.0, 12: 1.0, 831: 50.0}
+SIZES = {660: 5.0, 835: 20.0, 408: 7.0, 12: 1.0, 831: 50.0, 111: 1e4}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,8 @@ def test_each_step_has_its_own_peaks(loaded: LoadedModel, sae: SAE) -> None:
             assert dict(one.fired) == pytest.approx(expected, rel=1e-4)
             values = [value for _, value in one.fired]
             assert values == sorted(values, reverse=True)
+    acts_TF = sae.encode(read_residuals(loaded.model, [prompt], [rows[1]], sae.meta.layer)[0][0])
+    assert 0 < float(acts_TF[:, 111].max()) / SIZES[111] < FIRES
     # Some features are on in the prompt or in other steps alone, and some fire too weakly to be shown.
     assert len({tuple(feature for feature, _ in one.fired) for one in found[0]}) > 1
 

@@ -4,7 +4,7 @@
 gates and hacking; training, report, pipeline and cli may import it.
 """
 
-from mechreward.steering.auto import AutoSteer, autosteer
+from mechreward.steering.auto import AutoConditional, AutoSteer, autoconditional, autosteer
 from mechreward.steering.conditions import Condition
 from mechreward.steering.cuts import Cut, find_cuts
 from mechreward.steering.edits import Edit, Mode, Rule
@@ -37,7 +37,9 @@ __all__ = [
     "repair_known",
     "save_repairs",
     "summarise",
+    "AutoConditional",
     "AutoSteer",
+    "autoconditional",
     "Contrast",
     "Curve",
     "Point",
