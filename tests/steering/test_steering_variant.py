@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -219,6 +220,17 @@ def test_inspection_by_a_naive_count(llama, llama_sae, variant) -> None:
     assert [f.id for f, _ in seen.at(2, 3)] == np.argsort(-acts[2], kind="stable")[:3].tolist()
     with pytest.raises(InputError, match="by: 'most'"):
         seen.top(1, "most")
+
+
+def test_a_token_of_massive_norm_is_read_and_not_counted(llama, llama_sae) -> None:
+    model = copy.deepcopy(llama.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[45] *= 1e4
+    seen = Variant(replace(llama, model=model), llama_sae).inspect([45, *IDS[1]])
+    assert seen.counted_T.tolist() == [False] + [True] * len(IDS[1])
+    acts = seen.matrix()
+    assert acts[0].max() > 10 * acts[1:].max()
+    assert seen.top(1, "max")[0].value == pytest.approx(acts[1:].max())
 
 
 def test_search_and_neighbours(llama_sae, variant) -> None:

@@ -12,11 +12,12 @@ from html import escape
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, read_residuals
+from mechreward.models import LoadedModel, norm_outliers, read_residuals
 from mechreward.sae import SAE
 from mechreward.steering.features import Feature, FeatureGroup
 from mechreward.steering.hook import closed_ids
@@ -41,7 +42,7 @@ class Inspection:
     acts_TF: sparse.csr_array
     """In the SAE's own units."""
     counted_T: NDArray[np.bool_]
-    """False for BOS and pads, which `top` leaves out."""
+    """False for BOS, pads and tokens of massive norm (`models.norm_outliers`), which `top` leaves out."""
     labels: dict[int, str]
 
     def top(self, k: int = 10, by: str = "frequency", threshold: float = 0.0) -> list[Fired]:
@@ -108,5 +109,6 @@ def inspect_ids(loaded: LoadedModel, sae: SAE, ids: Sequence[int], labels: dict[
     pieces = [sparse.csr_array(sae.encode(piece_ND).cpu().numpy()) for piece_ND in h_BTD[0].split(TOKENS)]
     tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
     closed = closed_ids(loaded.tokenizer)
-    counted_T = np.array([token not in closed for token in ids])
+    open_BT = torch.tensor([[token not in closed for token in ids]], device=h_BTD.device)
+    counted_T = norm_outliers(h_BTD, open_BT)[0].cpu().numpy()
     return Inspection(tokens, sparse.vstack(pieces, format="csr"), counted_T, labels)
