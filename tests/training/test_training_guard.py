@@ -176,6 +176,33 @@ def test_a_run_that_hacks_is_stopped_says_why_and_goes_back(tmp_path, model, sae
         assert torch.equal(parameter, dict(model.named_parameters())[name]), name
 
 
+def test_a_sign_in_the_last_batch_ends_the_run_where_it_was_good(tmp_path, model, sae, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dense = DenseConfig(guard=GuardConfig(window=1, keep_every=1))
+    policy = train(tmp_path, model, char_tokenizer, reward, steps=3, dense=dense, dual=suspicious(reward))
+    events = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if row["kind"] == "guard"]
+    assert [(row["step"], row["stop"]) for row in events] == [(2, False), (3, True)]
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(("steps_per_generation", "iterations", "lasts"), [(1, 1, 1), (2, 1, 2), (2, 3, 6)])
+def test_the_last_batch_is_the_one_that_training_ends_with(
+    steps_per_generation, iterations, lasts, tmp_path, model, sae, char_tokenizer, make
+) -> None:
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer,
+        config={"steps_per_generation": 2 * steps_per_generation, "num_iterations": iterations},
+    )  # fmt: skip
+    trainer.state.max_steps, found = 20, []
+    for step in range(20):
+        trainer.state.global_step = step
+        found.append(trainer.guard._is_last())
+    assert found == [step >= 20 - lasts for step in range(20)]
+    trainer.state.max_steps = 0
+    assert not trainer.guard._is_last()
+
+
 def test_a_calm_run_goes_to_its_end_and_keeps_what_is_good(tmp_path, model, sae, char_tokenizer) -> None:
     reward = FeatureReward(WEIGHTS, sae)
     dense = DenseConfig(guard=GuardConfig(keep_every=1))

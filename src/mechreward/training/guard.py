@@ -7,14 +7,16 @@ copy of the decoder, up to the last block read.
 
 Nothing is done where the dense part does not train (lambda 0): the step is then TRL's bit for bit.
 
-When `GuardConfig.patience` evaluations in a row have a finding the run stops after the step. The last good policy is
-kept beside the checkpoints (`good/`), see `last_good`.
+When `GuardConfig.patience` evaluations in a row have a finding the run stops after the step; in the last one a single
+finding will do, since nothing comes after it that could clear the policy. The last good policy is kept beside the
+checkpoints (`good/`), see `last_good`.
 What the detector remembers is in the trainer state, so that a resumed run judges the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,7 +114,8 @@ class Guard:
             disagreement_B=None if disagreement_B is None else gather(disagreement_B),
             entropy=self.entropy,
         )
-        self.report = self.detector.check(batch)
+        report = self.detector.check(batch)
+        self.report = replace(report, stop=report.stop or (self._is_last() and bool(report.findings)))
         first = self.trainer.accelerator.process_index * len(pooled_B)
         flagged_B = self.report.flagged_B[first : first + len(pooled_B)]
         self._apply(out, flagged_B, loss_mask_BT, size)
@@ -120,6 +123,13 @@ class Guard:
             out["advantages"] = out["advantages"].masked_fill(frozen["steps"], 0.0)
         self._tell(batch)
         self._remember()
+
+    def _is_last(self) -> bool:
+        """Whether training ends with this batch."""
+        args: Any = self.trainer.args
+        state = self.trainer.state
+        steps = args.steps_per_generation * self.trainer.num_iterations // args.gradient_accumulation_steps
+        return 0 < state.max_steps <= state.global_step + max(1, steps)
 
     def _apply(self, out: dict[str, Any], flagged_B: Tensor, loss_mask_BT: Tensor, size: int) -> None:
         action = self.config.action if self.dual is None else self.dual.action
