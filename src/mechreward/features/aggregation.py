@@ -18,6 +18,7 @@ weighted as if it ended early; these run over the row's own tokens.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,16 +38,16 @@ _STEP_END = "step_end:"
 
 
 @dataclass(frozen=True)
-class Aggregation:
+class Aggregation(ABC):
     """A weighted mean over the tokens of each row that count; the subclasses say which weights."""
 
     needs_steps: ClassVar[bool] = False
     """Whether `step_end_BT` is wanted; the others pay no attention to it."""
 
     @property
+    @abstractmethod
     def spec(self) -> str:
         """The name that `build_aggregation` reads back, parameters included."""
-        raise NotImplementedError
 
     def counted(
         self, mask_BT: Bool[Tensor, "b t"], step_end_BT: Bool[Tensor, "b t"] | None = None
@@ -62,9 +63,9 @@ class Aggregation:
             raise InputError("step_end: this aggregation needs a mask of the tokens that end a step; see step_ends")
         return last_of_steps(mask_BT, step_end_BT)
 
+    @abstractmethod
     def weights(self, counted_BT: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """w_BT, float32: 0 where nothing counts, and at least 1 in sum over a row in which something does."""
-        raise NotImplementedError
 
     def __call__(
         self,
@@ -161,11 +162,14 @@ class WeightedMeanAggregation(Aggregation):
 
 @dataclass(frozen=True)
 class MaxAggregation(Aggregation):
-    """Largest value over unmasked tokens: the one that is no weighted mean, and has no weights."""
+    """Largest value over unmasked tokens: the one that is no weighted mean. Its weights say which are compared."""
 
     @property
     def spec(self) -> str:
         return "max"
+
+    def weights(self, counted_BT: Tensor) -> Tensor:
+        return counted_BT.float()
 
     def _pool(self, values: Tensor, counted_BT: Tensor) -> Tensor:
         if values.shape[1] == 0:

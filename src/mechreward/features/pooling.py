@@ -132,7 +132,7 @@ def pool_features(
     aggregation = build_aggregation(pooling)
     of_max = isinstance(aggregation, MaxAggregation)
     counted_BT = aggregation.counted(mask_BT, step_end_BT)
-    weight_BT = counted_BT.float() if of_max else aggregation.weights(counted_BT)
+    weight_BT = aggregation.weights(counted_BT)
     pooled_BF = torch.zeros(len(h_BTD), sae.d_sae, device=h_BTD.device)
     used_BT = weight_BT > 0
     row_N, weight_N, h_ND = used_BT.nonzero()[:, 0], weight_BT[used_BT], h_BTD[used_BT]

@@ -14,6 +14,7 @@ their rows, and 0); arithmetic is in float64.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from mechreward.errors import InputError
 
 
 @dataclass(frozen=True)
-class Normalization:
+class Normalization(ABC):
     """A function of the rewards of one call; the subclasses say which."""
 
     def __call__(self, rewards: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -37,9 +38,9 @@ class Normalization:
             result_B[seen_B] = self.of_seen(rewards[seen_B].double()).to(rewards.dtype)
         return result_B
 
+    @abstractmethod
     def of_seen(self, rewards: Tensor) -> Tensor:
         """The same for rewards that are all there, at least one of them, in float64."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,26 @@ Before `warmup_steps` linear and cosine stand at `start`; where the run is no lo
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from mechreward.errors import InputError
 
 
 @dataclass(frozen=True)
-class WeightSchedule:
+class WeightSchedule(ABC):
     """A weight a step. Subclass it as a frozen dataclass for one of your own, with a `kind` that no other has."""
 
     kind: str = field(default="", init=False)
     """Names the schedule where a run records its settings."""
 
+    @abstractmethod
     def __call__(self, step: int, total_steps: int) -> float:
         """The weight at `step`, 0 ... `total_steps`.
 
         Raises:
             InputError: if `step` is negative or `total_steps` less than 1.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
