@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from scipy.stats import binomtest
@@ -217,3 +218,13 @@ def test_nothing_to_repair(known, reasoner, reasoner_sae) -> None:
     stray = replace(responses[0], question_id="u1")
     with pytest.raises(InputError, match="question u1 is not among the KNOWN questions"):
         repair_known(roller, reasoner_sae, [stray], RepairConfig())
+
+
+def test_without_features_no_critical_token_is_looked_for(known, reasoner, reasoner_sae, monkeypatch) -> None:
+    questions, responses = known
+    roller = Roller(reasoner, questions, gsm8k_exact_match, 80)
+    few = responses[: 6 * 6]
+    room = import_module("mechreward.steering.repair_known")
+    monkeypatch.setattr(room, "find_cuts", lambda *_, **__: pytest.fail("rollouts before features"))
+    with pytest.raises(InputError, match="features: "):
+        repair_known(roller, reasoner_sae, few, RepairConfig())

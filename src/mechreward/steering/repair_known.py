@@ -109,16 +109,25 @@ def repair_known(roller: Roller, sae: SAE, responses: Sequence[Response], config
     strange = next((r.question_id for r in responses if r.question_id not in ids[0] | ids[1]), None)
     if strange is not None:
         raise InputError(f"responses: question {strange} is not among the KNOWN questions given")
-    attempts = []
+    chosen = []
     for mine, other in (ids, ids[::-1]):
         wrong = _one_each([r for r in responses if r.question_id in mine and r.correct is False])
         wrong = wrong[: (config.chains + 1) // 2]
         others = [r for r in responses if r.question_id in other]
         if wrong:
-            attempts += _repair_half(roller, sae, wrong, others, config)
+            # Both halves before any critical token: those are dear to find, and of no use without features.
+            chosen.append((wrong, others, _steered_by(roller, sae, others, config)))
+    attempts = [one for wrong, others, variant in chosen for one in _repair(roller, variant, wrong, others, config)]
     if not attempts:
         raise InputError(f"responses: none of {len(responses)} is wrong with a critical token; nothing to repair")
     return attempts
+
+
+def _steered_by(roller: Roller, sae: SAE, others: Sequence[Response], config: RepairConfig) -> Variant:
+    variant = Variant(roller.loaded, sae, where="completion")
+    variant.calibrate(others)
+    set_edits(variant, *steering_features(variant, others, config), config)
+    return variant
 
 
 def _one_each(responses: Sequence[Response]) -> list[Response]:
@@ -128,8 +137,8 @@ def _one_each(responses: Sequence[Response]) -> list[Response]:
     return list(first.values())
 
 
-def _repair_half(
-    roller: Roller, sae: SAE, wrong: Sequence[Response], others: Sequence[Response], config: RepairConfig
+def _repair(
+    roller: Roller, variant: Variant, wrong: Sequence[Response], others: Sequence[Response], config: RepairConfig
 ) -> list[Attempt]:
     cuts = find_cuts(
         roller,
@@ -142,8 +151,5 @@ def _repair_half(
     found = [(response, cut) for response, cut in zip(wrong, cuts, strict=True) if cut is not None]
     if not found:
         return []
-    variant = Variant(roller.loaded, sae, where="completion")
-    variant.calibrate(others)
-    set_edits(variant, *steering_features(variant, others, config), config)
     chains, places = [response for response, _ in found], [cut for _, cut in found]
     return repair(variant, roller, chains, places, tries=config.tries, span=config.span)
