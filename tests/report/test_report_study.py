@@ -69,6 +69,14 @@ def test_steps_are_a_median_in_which_never_comes_last(study: Study) -> None:
     assert middle_steps(runs, max(max(curve.values()) for curve in curves) + 0.01) is None
 
 
+def test_steps_to_where_outcome_only_ends(study: Study) -> None:
+    target = finals(study, "outcome").mean()
+    for row, arm in zip(arms_table(study).rows, ("outcome", "sae", "random"), strict=True):
+        first = sorted(min([s for s, value in run.curve if value >= target], default=99) for run in study.runs(arm))
+        assert row.cells[9] == {0: "0", 5: "5", 10: "10", 99: "never"}[first[2]]
+    assert 0 < target < finals(study, "sae").mean() and arms_table(study).rows[1].cells[9] == "5"
+
+
 def test_a_chart_an_arm_with_the_judged_seeds_and_means(study: Study) -> None:
     figures = study_figures(study)
     assert [figure.title for figure in figures] == ["outcome only", "sae", "random"]
