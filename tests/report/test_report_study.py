@@ -74,7 +74,7 @@ def test_steps_to_where_outcome_only_ends(study: Study) -> None:
     for row, arm in zip(arms_table(study).rows, ("outcome", "sae", "random"), strict=True):
         first = sorted(min([s for s, value in run.curve if value >= target], default=99) for run in study.runs(arm))
         assert row.cells[9] == {0: "0", 5: "5", 10: "10", 99: "never"}[first[2]]
-    assert 0 < target < finals(study, "sae").mean() and arms_table(study).rows[1].cells[9] == "5"
+    assert [row.cells[9] for row in arms_table(study).rows] != ["0", "0", "0"], "what a target of 0 would give"
 
 
 def test_a_chart_an_arm_with_the_judged_seeds_and_means(study: Study) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from mechreward.errors import InputError
 from mechreward.files import read_jsonl
@@ -206,12 +207,15 @@ def test_the_last_batch_is_the_one_that_training_ends_with(
 def test_a_calm_run_goes_to_its_end_and_keeps_what_is_good(tmp_path, model, sae, char_tokenizer) -> None:
     reward = FeatureReward(WEIGHTS, sae)
     dense = DenseConfig(guard=GuardConfig(keep_every=1))
-    train(tmp_path, model, char_tokenizer, reward, steps=4, rate=1e-5, dense=dense)
+    policy = train(tmp_path, model, char_tokenizer, reward, steps=4, rate=1e-5, dense=dense)
     # A copy is good once the three batches after it are clean: that of step 1, at step 4.
     assert last_good.good_step(tmp_path / "arm") == 1
     assert sorted(path.name for path in (tmp_path / "arm").glob("good*")) == [
         "good", "good-pending-2", "good-pending-3", "good-pending-4",
     ]  # fmt: skip
+    ended = load_file(tmp_path / "arm" / "good-pending-4" / "model.safetensors")
+    found = policy.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in ended.items()), "the policy it ended with"
     assert all(row["kind"] == "train" for row in read_jsonl(tmp_path / "metrics.jsonl"))
 
 
