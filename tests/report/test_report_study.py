@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from mechreward.errors import InputError
-from mechreward.gates import crossed_interval
+from mechreward.gates import crossed_interval, median_steps, steps_to
 from mechreward.report import write_report
-from mechreward.report.study import Study, arms_table, middle_steps, read_study, study_figures, study_headline
+from mechreward.report.study import Study, arms_table, read_study, study_figures, study_headline
 
 QUESTIONS = [f"q{index}" for index in range(12)]
 
@@ -36,7 +36,9 @@ def write_study(folder: Path, gain: float = 0.5, seeds: int = 5, **more: object)
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return read_study(write_study(tmp_path_factory.mktemp("study") / "s"))
+    found = read_study(write_study(tmp_path_factory.mktemp("study") / "s"))
+    assert found is not None
+    return found
 
 
 def finals(study: Study, arm: str) -> np.ndarray:
@@ -65,8 +67,9 @@ def test_steps_are_a_median_in_which_never_comes_last(study: Study) -> None:
     runs = study.runs("sae")
     curves = [dict(run.curve) for run in runs]
     at_five = sorted(curve[5] for curve in curves)
-    assert middle_steps(runs, at_five[2]) == 5
-    assert middle_steps(runs, max(max(curve.values()) for curve in curves) + 0.01) is None
+    assert median_steps([steps_to(run, at_five[2]) for run in runs]) == 5
+    beyond = max(max(curve.values()) for curve in curves) + 0.01
+    assert median_steps([steps_to(run, beyond) for run in runs]) is None
 
 
 def test_steps_to_where_outcome_only_ends(study: Study) -> None:
@@ -89,7 +92,9 @@ def test_a_chart_an_arm_with_the_judged_seeds_and_means(study: Study) -> None:
 
 @pytest.mark.parametrize(("gain", "seeds", "tone"), [(0.5, 5, "good"), (-0.1, 5, "bad"), (0.5, 3, "neutral")])
 def test_the_headline_is_gate_2s_verdict(tmp_path: Path, gain: float, seeds: int, tone: str) -> None:
-    found = study_headline(read_study(write_study(tmp_path / "s", gain, seeds)))
+    study = read_study(write_study(tmp_path / "s", gain, seeds))
+    assert study is not None
+    found = study_headline(study)
     assert found.tone == tone and "against outcome" in found.detail.lower()
 
 

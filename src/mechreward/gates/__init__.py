@@ -28,6 +28,7 @@ from mechreward.gates.gate2 import (
     StudyResults,
     gate2,
     judge_differences,
+    median_steps,
     steps_to,
 )
 from mechreward.gates.gate3 import Answer, Canaries, Criterion, Gate3Bars, Gate3Result, PanelTask, Survival, gate3
@@ -75,6 +76,7 @@ __all__ = [
     "gate2",
     "hierarchical_bootstrap",
     "judge_differences",
+    "median_steps",
     "seeds_needed",
     "steps_to",
     "Attack",

@@ -214,15 +214,20 @@ def _compare(finals: dict[str, dict[int, Array]], arm: str, against: str, draws:
 def _summary(arm: str, runs: Sequence[ArmRun], target: float) -> ArmSummary:
     runs = sorted(runs, key=lambda run: run.seed)
     steps = tuple(steps_to(run, target) for run in runs)
-    middle = median([inf if step is None else step for step in steps])
     start, final = (float(np.mean([run.curve[place][1] for run in runs])) for place in (0, -1))
     seeds = tuple(run.seed for run in runs)
-    return ArmSummary(arm, seeds, start, final, steps, None if middle == inf else float(middle))
+    return ArmSummary(arm, seeds, start, final, steps, median_steps(steps))
 
 
 def steps_to(run: ArmRun, target: float) -> int | None:
     """The first evaluated step with at least that accuracy; None if there is none."""
     return next((step for step, accuracy in run.curve if accuracy >= target), None)
+
+
+def median_steps(steps: Sequence[int | None]) -> float | None:
+    """Median of what `steps_to` gives, never counting as later than any step; None if that is never."""
+    middle = median([inf if step is None else step for step in steps])
+    return None if middle == inf else float(middle)
 
 
 def judge_differences(found: dict[str, Crossed], few: int, bars: Gate2Bars) -> tuple[Verdict, str, int | None]:

@@ -26,7 +26,6 @@ from mechreward.report.rollouts import Gallery, make_gallery
 from mechreward.report.study import (
     Study,
     arms_table,
-    is_study,
     read_study,
     study_facts,
     study_figures,
@@ -47,7 +46,8 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: if `run_dir` is neither, or a file in it cannot be read.
     """
     folder = Path(run_dir)
-    page = render_study(read_study(folder)) if is_study(folder) else render(read_run(folder))
+    study = read_study(folder)
+    page = render(read_run(folder)) if study is None else render_study(study)
     path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from mechreward.files import read_json
-from mechreward.gates import ArmRun, Comparison, Gate2Result, StudyResults, gate2, steps_to, student_interval
+from mechreward.gates import (
+    ArmRun,
+    Comparison,
+    Gate2Result,
+    StudyResults,
+    gate2,
+    median_steps,
+    steps_to,
+    student_interval,
+)
+from mechreward.gates.gate2 import BASE
 from mechreward.report import formats as f
 from mechreward.report.charts import PALETTE, REFERENCE, Figure, still_and_live
 from mechreward.report.data import read_object, read_yaml
 from mechreward.report.tables import Column, Row, Table
-from mechreward.report.verdict import Headline
+from mechreward.report.verdict import Headline, sentence
 from mechreward.settings import make_settings
 
-BASE = "outcome"
 TONES = {"pass": "good", "futile": "bad", "fail": "bad", "inconclusive": "neutral"}
 
 
@@ -51,20 +59,17 @@ class Study:
         return [run for run in self.results.runs if run.arm == arm]
 
 
-def is_study(folder: Path) -> bool:
-    """Whether the folder holds a study's results, not those of a run."""
-    path = folder / "results.json"
-    record = read_json(path) if path.is_file() else None
-    return isinstance(record, dict) and "judged" in record
-
-
-def read_study(folder: Path) -> Study:
-    """Reads a study and judges it by Gate 2.
+def read_study(folder: Path) -> Study | None:
+    """Reads a study and judges it by Gate 2; None for a folder without a study's results.
 
     Raises:
         InputError: if results.json does not hold a study's results that fit together.
     """
-    results = make_settings(StudyResults, read_json(folder / "results.json"))
+    path = folder / "results.json"
+    record = read_json(path) if path.is_file() else None
+    if not isinstance(record, dict) or "judged" not in record:
+        return None
+    results = make_settings(StudyResults, record)
     return Study(
         folder,
         results,
@@ -83,7 +88,7 @@ def study_headline(study: Study) -> Headline:
         "futile": f"Gate 2: {found.judged} gains too little to pay for.",
         "inconclusive": f"Gate 2: whether {found.judged} helps is undecided.",
     }
-    return Headline(words[found.verdict], f"{found.reason[:1].upper()}{found.reason[1:]}.", TONES[found.verdict])
+    return Headline(words[found.verdict], sentence(found.reason), TONES[found.verdict])
 
 
 def study_facts(study: Study) -> list[tuple[str, str]]:
@@ -120,7 +125,7 @@ def arms_table(study: Study) -> Table:
     for arm in study.arms:
         runs = study.runs(arm)
         end = student_interval([run.curve[-1][1] for run in runs])
-        steps = middle_steps(runs, base)
+        steps = median_steps([steps_to(run, base) for run in runs])
         cells = (
             f.arm_label(arm),
             f.count(len(runs)),
@@ -138,13 +143,6 @@ def arms_table(study: Study) -> Table:
         f"{f.percent(base)}, outcome-only's mean end."
     )
     return Table(columns, rows, note)
-
-
-def middle_steps(runs: Sequence[ArmRun], target: float) -> float | None:
-    """Median over seeds of the steps to `target`, never counting as later than any; None if that is never."""
-    reached = [steps_to(run, target) for run in runs]
-    middle = median([inf if step is None else step for step in reached])
-    return None if middle == inf else float(middle)
 
 
 def _difference(one: Comparison | None) -> tuple[str, str]:

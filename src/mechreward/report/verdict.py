@@ -46,10 +46,10 @@ def headline(run: Run) -> Headline:
     verdict = (run.results or {}).get("verdict")
     gate = run.gate["verdict"] if run.gate else None
     if verdict and arm_cards(run):
-        return Headline(_sentence(verdict), _gate_line(run), _tone(run, gate))
+        return Headline(sentence(verdict), _gate_line(run), _tone(run, gate))
     if verdict:  # It was not trained: "what happened: why", the gate's reason being part of the why.
         what, _, why = verdict.partition(": ")
-        return Headline(_sentence(what), _sentence(why), _tone(run, gate))
+        return Headline(sentence(what), sentence(why), _tone(run, gate))
     if gate is None:
         return Headline("Unfinished: Gate 1 was not reached.", "Nothing can be said about the reward yet.", "neutral")
     if gate != "pass" and run.train is None:
@@ -61,13 +61,14 @@ def headline(run: Run) -> Headline:
 def _gate_line(run: Run) -> str:
     if not run.gate:
         return "Gate 1 was not run: the reward was trained without proof that it tells right from wrong."
-    line = f"Gate 1: {run.gate['verdict']}. {_sentence(run.gate.get('reason') or '')}".strip()
+    line = f"Gate 1: {run.gate['verdict']}. {sentence(run.gate.get('reason') or '')}".strip()
     if run.gate["verdict"] != "pass" and run.train is not None:
         line += " Trained all the same (ungated)."
     return line
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """The text with a capital at its start and a stop at its end."""
     text = text.strip()
     text = text[:1].upper() + text[1:]
     return text if not text or text.endswith((".", "!", "?")) else text + "."

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from mechreward.chains import ContrastiveConfig, Roller
 from mechreward.errors import InputError
 from mechreward.features import NoFeatures, discover
+from mechreward.features.fired import FIRES
 from mechreward.features.selection import select
 from mechreward.rollout import Response
 from mechreward.sae import SAE
@@ -26,8 +27,6 @@ from mechreward.steering.variant import Variant
 from mechreward.tasks import split_questions
 
 When = Literal["always", "wrong"]
-FIRES = 0.1
-"""A feature of wrong chains counts as firing above so much of its 99th percentile."""
 
 
 @dataclass(frozen=True, kw_only=True)
