@@ -10,9 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechreward.sae import SAE
+from mechreward.sae import SAE, SAEMeta
 
 WIDTH = 6
+META = SAEMeta(release="r", sae_id="s", layer=2, model_name="m", hook_name="model.layers.2")
+D, F = 6, 40
+
+
+@pytest.fixture(scope="session")
+def random_sae() -> Callable[..., SAE]:
+    """Makes an SAE of an architecture with random weights: D inputs, F features."""
+
+    def make(architecture: str, seed: int = 0, **changes: Any) -> SAE:
+        g = torch.Generator().manual_seed(seed)
+        options: dict[str, Any] = {"k": 3} if architecture == "topk" else {}
+        if architecture == "jumprelu":
+            options["threshold_F"] = torch.rand(F, generator=g)
+        if architecture == "gated":
+            options |= {"b_gate_F": torch.randn(F, generator=g), "r_mag_F": torch.randn(F, generator=g)}
+        tensors = [torch.randn(shape, generator=g) for shape in ((D, F), (F,), (F, D), (D,))]
+        return SAE(architecture, *tensors, META, **{**options, **changes})  # type: ignore[arg-type]
+
+    return make
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Half-precision counts, which a GPU gets, are put on the CPU here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,17 +24,6 @@ from mechreward.tiny import SAE_FOLDER
 
 META = SAEMeta(release="r", sae_id="s", layer=2, model_name="m", hook_name="model.layers.2")
 D, F = 6, 40
-
-
-def random_sae(architecture: str, seed: int = 0, **changes: Any) -> SAE:
-    g = torch.Generator().manual_seed(seed)
-    options: dict[str, Any] = {"k": 3} if architecture == "topk" else {}
-    if architecture == "jumprelu":
-        options["threshold_F"] = torch.rand(F, generator=g)
-    if architecture == "gated":
-        options |= {"b_gate_F": torch.randn(F, generator=g), "r_mag_F": torch.randn(F, generator=g)}
-    tensors = [torch.randn(shape, generator=g) for shape in ((D, F), (F,), (F, D), (D,))]
-    return SAE(architecture, *tensors, META, **{**options, **changes})  # type: ignore[arg-type]
 
 
 def assert_reads_as_encoded(sae: SAE, h: Tensor, ids: list[int]) -> None:
@@ -60,6 +50,7 @@ def assert_reads_as_encoded(sae: SAE, h: Tensor, ids: list[int]) -> None:
     powers=st.tuples(*[st.sampled_from([0, 0, 0, -9, -3, 4, 9])] * 3),
 )
 def test_read_is_encode_indexed(
+    random_sae: Callable[..., SAE],
     architecture: str,
     seed: int,
     shape: tuple[int, ...],
@@ -95,7 +86,7 @@ def test_read_is_encode_indexed(
 
 
 @pytest.mark.parametrize("k", [1, 3, F])
-def test_adversarial_rows(k: int) -> None:
+def test_adversarial_rows(random_sae: Callable[..., SAE], k: int) -> None:
     base = random_sae("topk", k=k)
     rows = torch.randn(40, D)
     # All pre-activations negative; all equal; every feature twice; a chosen feature exactly at the k-th value.
@@ -110,7 +101,7 @@ def test_adversarial_rows(k: int) -> None:
     assert replace(base, b_enc_F=torch.full((F,), -1e3)).read(rows, [0, 5]).count_nonzero() == 0
 
 
-def test_equal_features_keep_the_lowest_ids() -> None:
+def test_equal_features_keep_the_lowest_ids(random_sae: Callable[..., SAE]) -> None:
     sae = replace(random_sae("topk"), W_enc_DF=torch.zeros(D, F), b_enc_F=torch.ones(F))
     assert sae.read(torch.randn(2, D), [0, 2, 3, 39]).tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
     # Whatever the order in which features are tried.
@@ -119,7 +110,7 @@ def test_equal_features_keep_the_lowest_ids() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_float_types(dtype: torch.dtype) -> None:
+def test_other_float_types(random_sae: Callable[..., SAE], dtype: torch.dtype) -> None:
     assert_reads_as_encoded(random_sae("topk"), torch.randn(30, D).to(dtype), [4, 4, 11])
 
 
@@ -215,7 +206,9 @@ def test_half_precision_counts_leave_little_open(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("powers", [(0, 0, 0), (-9, 0, 0), (0, 6, 0), (0, -6, 4), (5, 5, -7)])
-def test_the_margin_of_half_precision_holds(powers: tuple[int, int, int], scale: bool) -> None:
+def test_the_margin_of_half_precision_holds(
+    random_sae: Callable[..., SAE], powers: tuple[int, int, int], scale: bool
+) -> None:
     g = torch.Generator().manual_seed(1)
     weight, bias, size = (10.0**power for power in powers)
     sae = replace(random_sae("topk", rescale_acts_by_decoder_norm=scale), W_dec_FD=torch.rand(F, D, generator=g) * 5)
@@ -255,7 +248,7 @@ def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(work.counted) == 7
 
 
-def test_nothing_positive_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_positive_costs_nothing(random_sae: Callable[..., SAE], monkeypatch: pytest.MonkeyPatch) -> None:
     sae = replace(random_sae("topk"), b_enc_F=torch.full((F,), -1e3))
     work = Work(monkeypatch)
     assert sae.read(torch.randn(9, D), [1, 2]).count_nonzero() == 0
