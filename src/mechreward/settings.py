@@ -74,4 +74,6 @@ def _first_error(kind: type[Settings], error: ValidationError) -> str:
         return _no_such(kind, field)
     if first["type"] == "missing":
         return f"{field}: is needed and was not given"
+    if not field:  # a rule about several fields names them itself
+        return str(first["ctx"]["error"])
     return f"{field}: {first['input']!r} is not allowed ({first['msg']})"
