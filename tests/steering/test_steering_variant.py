@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import TextIteratorStreamer
 
 from mechreward.errors import InputError
 from mechreward.models import read_residuals
@@ -171,6 +172,25 @@ def test_watching_stops_at_the_token_that_it_reads(llama, llama_sae) -> None:
         variant.generate(rows[:1], max_new_tokens=8)
     assert list(stop.value.moment.completion_ids) == plain[0][: at[0][0]]
     assert stop.value.moment.response_so_far == llama.tokenizer.decode(plain[0][: at[0][0]])
+
+
+def test_a_streamer_gets_each_token_as_it_is_drawn(llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae)
+    variant.set(3, 3.0, mode="pin", unit="raw")
+    (plain,) = variant.generate(IDS[:1], max_new_tokens=6)[0]
+    streamer = TextIteratorStreamer(llama.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    seen: list[int] = []
+    streamer.put = lambda value: seen.extend(value.flatten().tolist())  # what it is handed, before any decoding
+    (streamed,) = variant.generate(IDS[:1], max_new_tokens=6, streamer=streamer)[0]
+    assert streamed == plain
+    assert seen == [*IDS[0], *plain.completion_ids]
+    streamer = TextIteratorStreamer(llama.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    variant.abort_when(Feature(3) > 1e9, unit="raw")  # watched, and it never holds
+    variant.generate(IDS[:1], max_new_tokens=6, streamer=streamer)
+    assert "".join(streamer) == plain.text
+    for rows, n in ((IDS, 1), (IDS[:1], 2)):
+        with pytest.raises(InputError, match="streamer: it writes one text, and 2 are to be drawn"):
+            variant.generate(rows, n=n, temperature=1.0, max_new_tokens=6, streamer=streamer)
 
 
 def test_samples_are_those_of_one_call(llama, llama_sae) -> None:

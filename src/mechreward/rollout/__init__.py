@@ -4,11 +4,18 @@ Imports models, tasks and verifiers; the rooms from `chains` on may import it.
 """
 
 from mechreward.rollout.response import Response, load_responses, save_responses
-from mechreward.rollout.sampling import continue_responses, eos_ids, sample_responses, tokenise_prompts
+from mechreward.rollout.sampling import (
+    check_streamer,
+    continue_responses,
+    eos_ids,
+    sample_responses,
+    tokenise_prompts,
+)
 from mechreward.rollout.verify import verify_responses
 
 __all__ = [
     "Response",
+    "check_streamer",
     "continue_responses",
     "eos_ids",
     "load_responses",

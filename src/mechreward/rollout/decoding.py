@@ -19,6 +19,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from mechreward.models import text_config
 
@@ -65,7 +66,7 @@ class Plan:
         )
 
 
-def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan) -> None:
+def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan, streamer: BaseStreamer | None = None) -> None:
     """Draws tokens for the rows until half of them (of a small batch: all) have ended; changes `rows`."""
     prefixes = [[*row.prompt, *row.ids] for row in rows]
     width = max(map(len, prefixes))
@@ -83,6 +84,7 @@ def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan) -> None:
             past_key_values=StaticCache(config=text_config(model), max_cache_len=width + new_tokens),
             logits_processor=LogitsProcessorList([logprobs]),
             stopping_criteria=StoppingCriteriaList([_EnoughEnded(rows, plan, width, model.device)]),
+            streamer=streamer,
         )
     values_BT = logprobs.finish(sequences_BS)
     for row, ids, values in zip(rows, sequences_BS[:, width:].tolist(), values_BT.tolist(), strict=True):

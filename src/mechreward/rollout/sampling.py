@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, context_length, eval_mode, unwrap, vocabulary_size
@@ -86,6 +87,7 @@ def continue_responses(
     top_p: float = 1.0,
     batch_size: int = 256,
     seed: int = 0,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[Response]]:
     """Keeps the first `starts[i]` tokens of response i and draws the rest anew, `n` times.
 
@@ -95,13 +97,15 @@ def continue_responses(
         starts: tokens kept of each response, 0 to its length; the same response may be listed more than once.
         max_new_tokens: at most so many tokens a completion, those kept included.
         n, temperature, top_p, batch_size, seed: as in `sample_responses`.
+        streamer: transformers' `TextStreamer` or `TextIteratorStreamer`, for a single response: gets the prompt with
+            what is kept of the response, then each token as it is drawn.
 
     Returns:
         For each response its `n` continuations: whole responses, with the kept tokens and their log-probabilities, not
         verified, whose `sample` counts from 0.
 
     Raises:
-        InputError: naming a bad argument, or a start that is out of range.
+        InputError: naming a bad argument, a start that is out of range, or a streamer for more than one row.
     """
     _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
     _check_starts(responses, starts, max_new_tokens)
@@ -113,7 +117,8 @@ def continue_responses(
         for i, (r, start) in enumerate(zip(responses, starts, strict=True))
         for k in range(n)
     ]
-    _grow(unwrap(loaded.model), rows, plan, batch_size, seed, lambda _: None)
+    check_streamer(streamer, len(rows))
+    _grow(unwrap(loaded.model), rows, plan, batch_size, seed, lambda _: None, streamer)
     grown = [_response(loaded, responses[row.question].question_id, row, plan) for row in rows]
     return [grown[i * n : (i + 1) * n] for i in range(len(responses))]
 
@@ -131,6 +136,12 @@ def tokenise_prompts(
     return prompts
 
 
+def check_streamer(streamer: BaseStreamer | None, texts: int) -> None:
+    """Raises `InputError` if several texts were to be written to one streamer."""
+    if streamer is not None and texts != 1:
+        raise InputError(f"streamer: it writes one text, and {texts} are to be drawn; give one prompt and n = 1")
+
+
 def _grow(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -138,6 +149,7 @@ def _grow(
     batch_size: int,
     seed: int,
     on_ended: Callable[[list[Row]], None],
+    streamer: BaseStreamer | None = None,
 ) -> None:
     """Draws the rows' tokens until all have ended; changes them, and calls with those that have ended as they do."""
     queue = sorted((row for row in rows if not plan.ended(row)), key=lambda row: len(row.prompt) + len(row.ids))
@@ -145,7 +157,7 @@ def _grow(
         torch.manual_seed(seed)
         while queue:
             batch, queue = queue[:batch_size], queue[batch_size:]
-            extend(model, batch, plan)
+            extend(model, batch, plan, streamer)
             queue += [row for row in batch if not plan.ended(row)]
             on_ended([row for row in batch if plan.ended(row)])
 

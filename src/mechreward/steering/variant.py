@@ -19,10 +19,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, check_layer, d_model, eval_mode, unwrap
-from mechreward.rollout import Response, continue_responses, eos_ids
+from mechreward.rollout import Response, check_streamer, continue_responses, eos_ids
 from mechreward.sae import SAE
 from mechreward.steering.conditions import Condition
 from mechreward.steering.edits import check_known
@@ -162,14 +163,19 @@ class Variant(Rulebook):
         top_p: float = 1.0,
         batch_size: int = 256,
         seed: int = 0,
+        streamer: BaseStreamer | None = None,
     ) -> list[list[Response]]:
         """`n` responses to each prompt (texts, or token ids), greedy unless told a temperature.
+
+        Args:
+            streamer: transformers' `TextStreamer`, `TextIteratorStreamer`, ...; for one prompt and n = 1.
 
         Raises:
             InputError: as `rollout.continue_responses`.
             GenerationAborted: if a condition of `abort_when` holds.
         """
         rows = [self.ids(prompt) for prompt in prompts]
+        check_streamer(streamer, n * len(rows))
         starts = [Response(str(i), 0, tuple(row), (), "", (), "length") for i, row in enumerate(rows)]
         drawn: list[list[Response]] = [[] for _ in rows]
         for part, samples in self._parts(rows, n):
@@ -184,6 +190,7 @@ class Variant(Rulebook):
                     top_p=top_p,
                     batch_size=batch_size,
                     seed=seed + (samples[0] if self.watches else 0),
+                    streamer=streamer,
                 )
             for i, responses in zip(part, grown, strict=True):
                 drawn[i] += [replace(response, sample=k) for response, k in zip(responses, samples, strict=True)]
