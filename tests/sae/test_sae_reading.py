@@ -69,7 +69,7 @@ def test_read_is_encode_indexed(
         sae = replace(sae, W_enc_DF=sae.W_enc_DF.round(), b_enc_F=sae.b_enc_F.round(), b_dec_D=sae.b_dec_D.round())
     g = torch.Generator().manual_seed(seed + 1)
     h = torch.randn(*shape, D, generator=g)
-    h = h.round() if coarse and norm == "none" else h
+    h = h.round() if coarse else h
     if calibrated:
         sae = sae.calibrated(torch.randn(50, D, generator=g))
     # Numbers that half precision cannot hold, in the weights, the biases and some of the tokens.

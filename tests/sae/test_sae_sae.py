@@ -264,6 +264,18 @@ def test_options_of_another_architecture() -> None:
         small("jumprelu", threshold_F=None)
 
 
+@pytest.mark.parametrize("architecture", ["topk", "relu"])
+def test_a_residual_of_zeros_stays_one_however_it_is_normalised(architecture: str) -> None:
+    plain = random_sae(architecture)
+    h = torch.zeros(2, 6)
+    for norm in ("layer_norm", "constant_norm_rescale"):
+        sae = replace(plain, input_norm=norm)
+        assert torch.equal(sae.encode(h), plain.encode(h)) and bool((plain.encode(h) > 0).any())
+        assert torch.equal(sae.read(h, [1, 4]), plain.encode(h)[:, [1, 4]])
+        assert torch.equal(sae.reader([1, 4])(h), plain.encode(h)[:, [1, 4]])
+        assert torch.equal(sae.decode(sae.encode(h), h), h)
+
+
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_a_feature_adds_its_decoder_row_in_the_residual_s_unit(norm: str, rescaled: bool) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 BLOCK_TOKENS, BLOCK_BYTES = 128, 4 * 2**20
 # What the encoder is applied to is held for so much at a time.
 INPUT_BYTES = 40 * 2**20
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,9 @@ class SAE:
         """What the encoder's weights are applied to."""
         if self.input_norm != "none":
             shift_N1, scale_N1 = norm_statistics(rows_ND, self.input_norm)
-            rows_ND = (rows_ND - shift_N1) / (scale_N1 + (1e-5 if self.input_norm == "layer_norm" else 0))
+            # A residual of zeros has no norm to be brought to: it stays zeros, and its reconstruction is zeros too.
+            divisor_N1 = scale_N1 + 1e-5 if self.input_norm == "layer_norm" else scale_N1.clamp_min(_SMALLEST)
+            rows_ND = (rows_ND - shift_N1) / divisor_N1
         return rows_ND - self.b_dec_D if self.apply_b_dec_to_input else rows_ND
 
     def _feature_index(self, feature_ids: Sequence[int]) -> Tensor:
