@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from mechreward.studies.jobs import Job, run_jobs
 
@@ -28,3 +34,40 @@ def test_a_crash_takes_no_other_run_with_it(tmp_path: Path) -> None:
     assert sorted(done) == ["a", "b", "c", "d"] and path["e"].read_text() == "kept" and path["a"].exists()
     assert "Traceback" in jobs[1].log.read_text()
     assert run_jobs(jobs[:1], 1) == {}
+
+
+def sleep_long(path: Path) -> None:
+    """A run that says who it is, and does not end by itself within the test."""
+    path.with_suffix(".pid").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_who_started_it(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from mechreward.studies.jobs import Job, run_jobs\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_studies_jobs import sleep_long\n"
+        "path = Path(sys.argv[1])\n"
+        "if __name__ == '__main__': run_jobs([Job('a', path, sleep_long, (path,))], 1)\n"
+    )
+    starter = subprocess.Popen([sys.executable, str(script), str(tmp_path / "a.json")])
+    until = time.monotonic() + 60
+    pid = tmp_path / "a.pid"
+    while not (pid.exists() and pid.read_text()):
+        assert time.monotonic() < until and starter.poll() is None
+        time.sleep(0.05)
+    run = int(pid.read_text())
+    assert is_running(run)
+    starter.send_signal(number)
+    assert starter.wait(timeout=60) == -number
+    while is_running(run):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """An orphan that has ended may wait for whoever adopted it: that is not running."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()

@@ -1,13 +1,16 @@
 """Runs in parallel processes, each by itself: one that crashes or is killed takes no other with it.
 
 A run is skipped where its file is already there, so a study that was killed goes on with the runs that are missing. A
-run that crashed has no file: its traceback stands in its log, and it is tried again when the study goes on.
+run that crashed has no file: its traceback stands in its log, and it is tried again when the study goes on. Runs end
+with the process that started them, however that ends: left over, they would meet the same runs of a study that goes on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -62,7 +65,15 @@ def _start(job: Job) -> tuple[BaseProcess, Job]:
 def _child(job: Job) -> None:
     # Left open: the traceback of a crash is printed after this function.
     sys.stderr = job.log.open("w", buffering=1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job.function(*job.arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _error(job: Job, exit_code: int | None) -> str:
