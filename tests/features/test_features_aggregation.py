@@ -43,9 +43,23 @@ def naive(values: list[float], name: str, ends: list[bool]) -> float:
         weights = [0.1 + 0.9 * i / (n - 1) for i in range(n)] if n > 1 else [1.0]
         return sum(w * x for w, x in zip(weights, values, strict=True)) / sum(weights)
     if name.startswith("step_end"):
-        kept = [x for i, (x, end) in enumerate(zip(values, ends, strict=True)) if end or i == n - 1]
+        kept = [x for x, end in zip(values, ends, strict=True) if end]
         return sum(kept) / len(kept)
     return sum(values) / n
+
+
+def ended(mask: list[bool], ends: list[bool]) -> list[bool]:
+    """Which of the unmasked tokens are the last of their step."""
+    found: list[bool] = []
+    open_step = False
+    for shown, end in zip(mask, ends, strict=True):
+        if shown:
+            found.append(False)
+            open_step = True
+        if end and open_step:
+            found[-1] = True
+            open_step = False
+    return [*found[:-1], True] if found else found
 
 
 @pytest.mark.parametrize(
@@ -61,8 +75,8 @@ def naive(values: list[float], name: str, ends: list[bool]) -> float:
         ("last_k", [3.0, -5.0]),
         # Weights .1, .55, 1 and .1, 1.
         ("weighted_mean", [(0.1 + 2.75 + 3.0) / 1.65, -6.4 / 1.1]),
-        # Row 0: its first token, and its last; the end under the mask is none. Row 1: its last alone.
-        ("step_end", [2.0, -6.0]),
+        # Row 0: its first token, and its last. Row 1: the one before the end under the mask, and its last.
+        ("step_end", [2.0, -5.0]),
     ],
 )
 def test_pools_unmasked_tokens_only(name: str, expected: list[float]) -> None:
@@ -81,7 +95,8 @@ def test_against_a_loop_over_rows(seed: int, name: str, share: float) -> None:
     ends = torch.rand(4, 6, generator=generator) < 0.4
     pooled = build_aggregation(name)(values, mask, ends).tolist()
     for row in range(4):
-        expected = naive(values[row, mask[row]].tolist(), name, ends[row, mask[row]].tolist())
+        shown = ended(mask[row].tolist(), ends[row].tolist())
+        expected = naive(values[row, mask[row]].tolist(), name, shown)
         assert pooled[row] == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 

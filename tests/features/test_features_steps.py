@@ -42,6 +42,14 @@ def test_the_last_token_ends_the_last_step() -> None:
     assert last_token(mask[:, :0]).tolist() == [-1, -1, -1]
 
 
+def test_a_step_whose_mark_is_masked_ends_before_it() -> None:
+    """A line break of massive norm, or one in a tool's output, still parts two steps."""
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]).bool()
+    ends = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1], [1, 0, 0, 1, 0, 0]]).bool()
+    assert last_of_steps(mask, ends).int().tolist() == [[0, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
+    assert last_of_steps(mask[:, :0], ends[:, :0]).shape == (3, 0)
+
+
 def test_an_empty_mark_is_named(char_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="step_end: is empty"):
         step_ends(char_tokenizer, [[5]], "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -175,6 +177,33 @@ def test_pickled_weights_are_refused(folder: Path, tiny_llama, tmp_path: Path) -
     torch.save(tiny_llama.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=f"^model: cannot load {tmp_path}"):
         load_model(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers would draw it at random."""
+    copy_with(folder, tmp_path, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(
+        InputError, match=r"is not whole \(1 weights are not there, the first is model.layers.1.mlp.up_pr"
+    ):
+        load_model(tmp_path)
+
+
+def test_a_weight_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy_with(folder, tmp_path, lambda weights: weights.update({"model.norm.weight": torch.ones(7)}))
+    with pytest.raises(InputError, match=f"^model: cannot load {tmp_path}"):
+        load_model(tmp_path)
+
+
+def copy_with(folder: Path, target: Path, change) -> None:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+
+
+def test_a_tilde_is_the_home_folder(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_model(f"~/{folder.name}").name == f"~/{folder.name}"
 
 
 @pytest.mark.parametrize(

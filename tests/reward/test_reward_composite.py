@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mechreward.errors import InputError
-from mechreward.reward import CompositeReward, OutcomeReward
+from mechreward.reward import CompositeReward, FeatureReward, OutcomeReward, feature_reward
 from mechreward.reward.composite import bounded
+from mechreward.sae import SAE, SAEMeta
 
 
 def constant(values: list[float | None], name: str = "dense"):
@@ -106,6 +110,37 @@ def test_columns_reach_every_component() -> None:
 def test_bad_input_is_named(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CompositeReward(**arguments)
+
+
+def test_features_of_one_model_share_it(tiny_llama, char_tokenizer, tmp_path: Path, monkeypatch) -> None:
+    loads: list[str] = []
+    read = feature_reward.load_model
+
+    def load(name: str, **options: Any) -> Any:
+        loads.append(str(name))
+        return read(name, **options)
+
+    monkeypatch.setattr(feature_reward, "load_model", load)
+    names = [str(tmp_path / "one"), str(tmp_path / "two")]
+    for name in names:
+        tiny_llama.save_pretrained(name)
+        char_tokenizer.save_pretrained(name)
+    rewards = [feature_of(names[0], 1), feature_of(names[1], 1), feature_of(names[0], 2)]
+    composite = CompositeReward([*rewards, constant([1.0])])
+    (paid,) = composite(["ab"], ["cd"])
+    assert sorted(loads) == names
+    assert rewards[0]._bound[0] is rewards[2]._bound[0] is not rewards[1]._bound[0]
+    bound = CompositeReward(
+        [CompositeReward([feature_of("", 1)]), feature_of("", 1), feature_of("", 2), constant([1.0])]
+    ).bind(tiny_llama, char_tokenizer)
+    assert bound(["ab"], ["cd"]) == pytest.approx([paid])
+
+
+def feature_of(model_name: str, layer: int) -> FeatureReward:
+    g = torch.Generator().manual_seed(layer)
+    W_DF = torch.randn(32, 12, generator=g)
+    meta = SAEMeta(release="r", sae_id="i", layer=layer, model_name=model_name, hook_name="h")
+    return FeatureReward({3: 1.0, 5: -2.0}, SAE("relu", W_DF, torch.zeros(12), W_DF.T, torch.zeros(32), meta))
 
 
 def test_a_component_of_another_length_is_named() -> None:

@@ -49,8 +49,8 @@ def test_step_takes_the_value_at_its_end() -> None:
     ends = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]).bool()
     # Row 0: step (0, 1), then the unfinished step (2). Row 1: step (0), then (2, 3).
     assert credit("step", step_end_BT=ends) == [[2, 2, 4, 0], [8, 0, 6, 6]]
-    on_masked = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 0]]).bool()  # an end on a masked token is none
-    assert credit("step", step_end_BT=on_masked) == [[4, 4, 4, 0], [2, 0, 2, 6]]
+    on_masked = torch.tensor([[0, 0, 0, 1], [0, 1, 1, 0]]).bool()  # ends before it, then
+    assert credit("step", step_end_BT=on_masked) == [[4, 4, 4, 0], [8, 0, 2, 6]]
     assert credit("step", step_end_BT=torch.zeros_like(ends)) == [[4, 4, 4, 0], [6, 0, 6, 6]]
     assert credit("step", step_end_BT=torch.ones_like(ends)) == credit("per_token")
 

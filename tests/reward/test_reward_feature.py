@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import statistics
@@ -235,7 +236,7 @@ def test_call_equals_an_independent_forward_token_by_token(name: str, request, c
     assert [mask.sum().item() for mask in readable_BT] == [4, 7, 2]
     for row, values in enumerate(expected):
         assert reward_BT[row, : len(values)].tolist() == pytest.approx(values, rel=1e-3, abs=1e-3)
-    pooled = reward(PROMPTS, ["ignored"] * 3, completion_ids=COMPLETION_IDS, trainer_state=None)
+    pooled = reward(PROMPTS, ["ignored"] * 3, completion_ids=COMPLETION_IDS)
     assert pooled == pytest.approx([sum(v) / len(v) for v in expected], rel=1e-3, abs=1e-3)
     assert len({round(value, 3) for values in expected for value in values}) > 8
 
@@ -265,7 +266,7 @@ def test_per_token_in_a_plain_trainer_warns_once(tiny_llama, char_tokenizer, cap
     reward = FeatureReward(WEIGHTS, random_sae(32, 64), aggregation="per_token").bind(tiny_llama, char_tokenizer)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            reward(["x"], ["y"], completion_ids=[[5]], trainer_state=object())
+            reward(["x"], ["y"], trainer_state=object())
     assert [record.message.count("MechRewardGRPOTrainer") for record in caplog.records] == [0, 1]
     assert "gate 1: not run) carries no passed gate" in caplog.messages[0]
 
@@ -283,7 +284,7 @@ def test_only_a_passed_gate_of_our_own_is_no_warning(tiny_llama, char_tokenizer,
         for pack in (bare, bare.model_copy(update={"validation": passed})):
             reward = FeatureReward(pack, sae).bind(tiny_llama, char_tokenizer)
             reward(["x"], ["y"], completion_ids=[[5]])  # not in training: nothing to say
-            reward(["x"], ["y"], completion_ids=[[5]], trainer_state=object())
+            reward(["x"], ["y"], trainer_state=object())
     assert [message.count("reported by its authors, not reproduced") for message in caplog.messages] == [1]
 
 
@@ -319,6 +320,29 @@ def test_bound_on_first_use_from_the_packs_model(tiny_llama, char_tokenizer, tmp
     unbound = FeatureReward.from_pack(pack, sae=sae)
     bound = FeatureReward(WEIGHTS, sae).bind(tiny_llama, char_tokenizer)
     assert unbound(["x"], ["y"], completion_ids=[[5, 6]]) == pytest.approx(bound(["x"], ["y"], completion_ids=[[5, 6]]))
+
+
+def test_ids_of_another_tokenizer_are_named(tiny_llama, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
+    right = char_tokenizer("abc", add_special_tokens=False)["input_ids"]
+    with pytest.raises(InputError, match=r"completion_ids: in this tokenizer they do not say .* \('abc'\); bind"):
+        reward(["x"], ["abc"], completion_ids=[[*right, 9]], trainer_state=object())
+    chat = [[{"role": "assistant", "content": "what a trainer makes of it"}]]
+    fine = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
+    assert fine(["x"], chat, completion_ids=[right], trainer_state=object()) == fine(["x"], ["abc"])
+    assert fine(["x"], ["abc"], completion_ids=[[*right, 1]]) is not None
+
+
+def test_a_chat_prompt_is_read_as_the_trainer_writes_it(tiny_llama, char_tokenizer) -> None:
+    tokenizer = copy.deepcopy(char_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '' if thinking else 'zz' }}"
+    reward, chat = FeatureReward(WEIGHTS, random_sae(32, 64)), [[{"role": "user", "content": "ab"}]]
+    for options, text in ((None, "abzz"), ({"thinking": True}, "ab")):
+        reward.bind(tiny_llama, tokenizer, chat_template_kwargs=options)
+        bare = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, tokenizer)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        [(tokens, mask)] = read_tokens([bare], tiny_llama, [ids], [[7, 8]])
+        assert reward(chat, ["  "], completion_ids=[[7, 8]]) == pytest.approx([float(tokens[mask].mean())])
 
 
 NEWLINE = 63

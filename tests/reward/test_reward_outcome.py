@@ -38,6 +38,12 @@ def test_chat_completions_are_judged_by_the_assistants_words() -> None:
     assert seen == [("q", "one\n2", 7)]
 
 
+def test_a_verifier_that_needs_answers_says_which_column() -> None:
+    reward = OutcomeReward(lambda _prompt, completion, answer: completion == answer)
+    with pytest.raises(InputError, match="answer: the verifier compares with it, and the dataset has no such column"):
+        reward(["p"], ["c"])
+
+
 def test_what_cannot_be_judged_is_none() -> None:
     reward = OutcomeReward(lambda _p, c, _a: None if c == "?" else c == "y")
     assert reward(["p"] * 4, ["y", "n", "?", "y"], answer=["a", "a", "a", None]) == [1.0, 0.0, None, None]

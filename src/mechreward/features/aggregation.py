@@ -6,7 +6,7 @@ i = 0 ... n - 1 the rank of a token among the n unmasked ones of its row:
 - `mean`, `per_token`: w = 1 (a dense reward is paid token by token; where one number is wanted it is the mean)
 - `last`, `last_k`: w = 1 on the last 1 or k tokens (on all n if there are fewer), else 0
 - `weighted_mean`: w = .1 + .9 i / (n - 1), a straight line from .1 to 1; 1 if n = 1
-- `step_end`: w = 1 on the tokens that end a step, else 0; the row's last token ends the last step
+- `step_end`: w = 1 on each step's last token (`steps.last_of_steps`), else 0; the row's last ends the last step
 
 `spec` is the one string that decides a pooling: packs keep it and hash it, `build_aggregation` reads it back. A row
 without an unmasked token has no value: NaN, which the rewards turn into None, never into 0.
@@ -113,7 +113,7 @@ class PerTokenAggregation(MeanAggregation):
 
 @dataclass(frozen=True)
 class StepEndAggregation(MeanAggregation):
-    """Mean over the tokens that end a step: those whose text contains `mark`, and each row's last unmasked token."""
+    """Mean over the tokens that end a step: those whose text contains `mark`, or the last unmasked ones before."""
 
     mark: str = DEFAULT_MARK
     needs_steps: ClassVar[bool] = True

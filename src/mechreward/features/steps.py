@@ -1,6 +1,7 @@
 """Where the steps of a completion end, as a mask over its tokens.
 
-A step ends at a token whose own text contains a mark (a line break), and the last token of a row ends its last step.
+A step ends at a token whose own text contains a mark (a line break), or if that is masked at the last unmasked one
+before it; the last token of a row ends its last step.
 Credit `step`, the aggregation `step_end`, discovery and Gate 1 all ask here.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,9 +27,15 @@ def last_token(mask_BT: Bool[Tensor, "b t"]) -> Tensor:
 
 
 def last_of_steps(mask_BT: Bool[Tensor, "b t"], step_end_BT: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-    """The unmasked tokens that end a step: those of `step_end_BT`, and the last one of every row that has any."""
-    positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    return (step_end_BT & mask_BT) | (positions_T == last_token(mask_BT)[:, None])
+    """The unmasked tokens that end a step: its last unmasked one, wherever its mark is, and the last one of every row.
+
+    A mark may be masked itself (a line break of massive norm, the first token of a tool's output).
+    """
+    beyond = mask_BT.shape[1]
+    step_BT = step_end_BT.cumsum(1) - step_end_BT.long()
+    # The step of the nearest unmasked token after t: a running minimum from the right, since steps are counted up.
+    open_BT = F.pad(step_BT.masked_fill(~mask_BT, beyond), (0, 1), value=beyond)[:, 1:]
+    return mask_BT & (open_BT.flip(1).cummin(dim=1).values.flip(1) > step_BT)
 
 
 def step_ends(

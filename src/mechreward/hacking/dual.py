@@ -35,7 +35,7 @@ from mechreward.probes import LinearProbe
 from mechreward.probes.probe import pool_logits
 from mechreward.probes.train import platt
 from mechreward.reward import FeatureReward, pool
-from mechreward.reward.batch import Text, check_lengths, token_ids
+from mechreward.reward.batch import Text, check_lengths, check_same_tokenizer, token_ids
 from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class DualVerifier:
         self._pending: list[tuple[float, bool]] = []
         self._rates: list[float] = []
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
+        self._chat_template_kwargs: Mapping[str, Any] = {}
 
     @property
     def layers(self) -> list[int]:
@@ -202,7 +203,7 @@ class DualVerifier:
         prompts: Sequence[Text],
         completions: Sequence[Text],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        **_: Any,
+        **columns: Any,
     ) -> list[float | None]:
         """A reward for a plain trainer, read by the model it is bound to (the pack's own, loaded, if none).
 
@@ -214,7 +215,11 @@ class DualVerifier:
         """
         check_lengths(prompts, completions)
         model, tokenizer = self._bound or self._bind_own_model()
-        prompt_ids, completion_ids = token_ids(tokenizer, prompts, completions, completion_ids)
+        if "trainer_state" in columns and not self._rates:
+            check_same_tokenizer(tokenizer, completions, completion_ids)
+        prompt_ids, completion_ids = token_ids(
+            tokenizer, prompts, completions, completion_ids, self._chat_template_kwargs
+        )
         scores_B, probe_B = self._read(model, tokenizer, prompt_ids, completion_ids)
         verdicts = self.verdicts(scores_B, probe_B)
         self._record(verdicts)
@@ -223,8 +228,16 @@ class DualVerifier:
         paid_B = neutral_rewards(scores_B, verdicts.flagged, _groups(prompts), share)
         return [None if value != value else value for value in paid_B.tolist()]
 
-    def bind(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> DualVerifier:
+    def bind(
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> DualVerifier:
         """Gives the verifier the frozen model that reads for it in a plain trainer; it is held, not copied.
+
+        Args:
+            chat_template_kwargs: as for `FeatureReward.bind`.
 
         Raises:
             InputError: if the model lacks a block, or has another width.
@@ -232,6 +245,7 @@ class DualVerifier:
         self.feature_reward.check_model(model)
         check_layer(model, self.probe.layer or 0)
         self._bound = (model, tokenizer)
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
         return self
 
     def _bind_own_model(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:

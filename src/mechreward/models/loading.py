@@ -7,6 +7,7 @@ by transformers; tokenizer and chat template come out of the same file.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -65,7 +66,7 @@ def load_model(
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     target = _check_device(device)
-    source, gguf_file = _locate(str(name_or_path), gguf_file)
+    source, gguf_file = _locate(os.path.expanduser(name_or_path), gguf_file)
     policy, tokenizer = _load(source, gguf_file, DTYPES[dtype])
     if adapter is not None:
         policy = _add_adapter(policy, str(adapter))
@@ -84,13 +85,19 @@ def _load(
         config = AutoConfig.from_pretrained(source, **options)
         auto_class = _auto_class(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = auto_class.from_pretrained(source, config=config, dtype=dtype, **options, **weights)
+        loading = {"config": config, "dtype": dtype, "output_loading_info": True} | options | weights
+        model, found = auto_class.from_pretrained(source, **loading)
     except InputError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # RuntimeError: transformers' for weights of another shape than the configuration's.
         what = f"{source}/{gguf_file}" if gguf_file else source
         why = f"cannot load {what} ({_first_line(error)})"
         raise InputError(f"model: {why}; name a whole model folder or id") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers draws them at random and goes on.
+        count = f"{len(missing)} weights are not there, the first is {missing[0]}"
+        raise InputError(f"model: {source} is not whole ({count}); name a whole model folder or id")
     return model, tokenizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,17 +24,34 @@ def token_ids(
     prompts: Sequence[Text],
     completions: Sequence[Text],
     completion_ids: Sequence[Sequence[int]] | None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of prompts and completions: chats by the tokenizer's template, completions as given, else from their text."""
-    prompt_ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    prompt_ids = [_prompt_ids(tokenizer, prompt, chat_template_kwargs or {}) for prompt in prompts]
     if completion_ids is None:
         texts = [as_text(completion) for completion in completions]
         completion_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return prompt_ids, [list(ids) for ids in completion_ids]
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
+def check_same_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, completions: Sequence[Text], completion_ids: Sequence[Sequence[int]] | None
+) -> None:
+    """Raises InputError if ids that came with their text are not that text in this tokenizer.
+
+    Of a chat nothing is checked: a trainer may have taken reasoning or tool calls out of its text.
+    """
+    for ids, text in zip(completion_ids or [], completions, strict=False):
+        if isinstance(text, str) and str(tokenizer.decode(list(ids), skip_special_tokens=True)) != text:
+            raise InputError(
+                f"completion_ids: in this tokenizer they do not say what the completion says ({text[:40]!r}); bind the "
+                "reward to a model with the policy's tokenizer"
+            )
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text, options: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    chat: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    fixed = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    chat: Any = tokenizer.apply_chat_template(prompt, **fixed, **options)
     return list(chat["input_ids"])

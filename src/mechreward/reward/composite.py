@@ -15,11 +15,12 @@ A component that is None for a sample makes the whole None for that sample: noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mechreward.errors import InputError
 from mechreward.reward.batch import Text, check_lengths
+from mechreward.reward.feature_reward import FeatureReward
 from mechreward.reward.outcome import OutcomeReward
 from mechreward.reward.strata import check_bounds, stratified
 
@@ -80,6 +81,7 @@ class CompositeReward:
             InputError: if a component returns another number of rewards than there are completions.
         """
         check_lengths(prompts, completions)
+        self._bind_own_models()
         parts = [self._component(reward, prompts, completions, columns) for reward in self.rewards]
         if self.mode == "sum":
             return _weighted_sums(parts, self.weights)
@@ -90,6 +92,25 @@ class CompositeReward:
             return stratified(outcomes, dense, prompts, self._levels, self._bounds, self._num_generations)
         gap = self._levels[1] - self._levels[0]
         return [None if o is None or d is None else o + bounded(d, gap) for o, d in zip(outcomes, dense, strict=True)]
+
+    def bind(
+        self, model: Any, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> CompositeReward:
+        """Gives every component that has a `bind` one and the same model; see `FeatureReward.bind`."""
+        for reward in self.rewards:
+            if hasattr(reward, "bind"):
+                reward.bind(model, tokenizer, chat_template_kwargs=chat_template_kwargs)
+        return self
+
+    def _bind_own_models(self) -> None:
+        """Features of one model that none is bound to yet share one copy of it."""
+        waiting = [r for r in self.rewards if isinstance(r, FeatureReward) and not r.bound and r.pack.model_name]
+        for first in waiting:
+            if not first.bound:
+                model, tokenizer = first.own_model("reward")
+                for reward in waiting:
+                    if reward.pack.model_name == first.pack.model_name:
+                        reward.bind(model, tokenizer)
 
     def _component(
         self, reward: Reward, prompts: Sequence[Text], completions: Sequence[Text], columns: dict[str, Any]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mechreward.features.aggregation import Aggregation, StepEndAggregation, bui
 from mechreward.features.prompts import prompt_mismatch
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import pool
-from mechreward.reward.batch import Text, check_lengths, token_ids
+from mechreward.reward.batch import Text, check_lengths, check_same_tokenizer, token_ids
 from mechreward.reward.normalization import Normalization, build_normalization
 from mechreward.sae import SAE
 from mechreward.tiny import model_path
@@ -78,6 +78,7 @@ class FeatureReward:
         self.sae = sae
         self.name = self.__name__ = name
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
+        self._chat_template_kwargs: Mapping[str, Any] = {}
         self._warned = self._warned_of_prompts = False
 
     @classmethod
@@ -180,12 +181,21 @@ class FeatureReward:
         return None if self.step_mark is None else step_ends(tokenizer, completion_ids, self.step_mark)
 
     def bind(
-        self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, layer: int | None = None
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        layer: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FeatureReward:
         """Gives the reward the model that reads for it outside MechRewardGRPOTrainer.
 
         The model is held, not copied (a copy would double its memory): bind a frozen base model, unless the policy
         itself is to be read, which then changes the reward as it trains. It is read in evaluation mode.
+
+        Args:
+            layer: the layer that you mean, to be checked against the SAE's.
+            chat_template_kwargs: what the trainer gives `apply_chat_template` for a chat's prompt
+                (`GRPOConfig.chat_template_kwargs`, `tools`, `chat_template`): it does not tell its rewards.
 
         Raises:
             InputError: if the layer is not the SAE's or not the model's, or the widths differ.
@@ -194,7 +204,13 @@ class FeatureReward:
             raise InputError(f"layer: {layer} is not the layer of the SAE, which reads {self.layer}")
         self.check_model(model)
         self._bound = (model, tokenizer)
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
         return self
+
+    @property
+    def bound(self) -> bool:
+        """Whether a model reads for it already."""
+        return self._bound is not None
 
     def check_model(self, model: torch.nn.Module) -> None:
         """Raises InputError unless the model has the reward's layer and width."""
@@ -213,12 +229,20 @@ class FeatureReward:
 
         Prompts are tokenised here, chat ones with the tokenizer's template. TRL hands over `completion_ids`; without
         them the completion's text is tokenised.
+
+        Raises:
+            InputError: if the first `completion_ids` of a trainer are not the completions' text in the reader's
+                tokenizer.
         """
         check_lengths(prompts, completions)
-        self._warn_once(columns)
         model, tokenizer = self._bound or self._bind_own_model()
+        if "trainer_state" in columns and not self._warned:
+            self._warn()
+            check_same_tokenizer(tokenizer, completions, completion_ids)
         self.check_prompts(prompts, tokenizer)
-        prompt_ids, completion_ids = token_ids(tokenizer, prompts, completions, completion_ids)
+        prompt_ids, completion_ids = token_ids(
+            tokenizer, prompts, completions, completion_ids, self._chat_template_kwargs
+        )
         [(reward_BT, readable_BT)] = read_tokens([self], model, prompt_ids, completion_ids)
         ends_BT = self.step_ends(tokenizer, completion_ids)
         paid = self.normalization(pool(reward_BT, readable_BT, self._pooling, ends_BT)).tolist()
@@ -230,19 +254,19 @@ class FeatureReward:
         return model, tokenizer
 
     def own_model(self, caller: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-        """The pack's model and tokenizer, loaded anew for `caller`, whose `bind` is the other way.
+        """The pack's model and tokenizer, loaded anew for `caller`, whose `bind` is the other way; in float32, on this
+        process's GPU where there is one.
 
         Raises:
             InputError: if the pack names no model.
         """
         if not self.pack.model_name:
             raise InputError(f"model: the pack names no model; call {caller}.bind(model, tokenizer) first")
-        loaded = load_model(model_path(self.pack.model_name))
+        device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        loaded = load_model(model_path(self.pack.model_name), device=device)
         return loaded.model, loaded.tokenizer
 
-    def _warn_once(self, columns: dict[str, Any]) -> None:
-        if self._warned or "trainer_state" not in columns:
-            return
+    def _warn(self) -> None:
         self._warned = True
         if self.gate_warning is not None:
             logger.warning(self.gate_warning)

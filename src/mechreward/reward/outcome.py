@@ -39,7 +39,8 @@ class OutcomeReward:
         self.true_reward = float(true_reward)
         self.false_reward = float(false_reward)
         self.name = self.__name__ = name
-        self._takes_answer = _takes_three(verifier)
+        self._takes_answer = _takes(verifier, 3)
+        self._needs_answer = self._takes_answer and not _takes(verifier, 2)
 
     def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], answer: Sequence[Any] | None = None, **_: Any
@@ -47,9 +48,11 @@ class OutcomeReward:
         """One reward a completion; of chat completions the assistant's own messages are judged, as plain text.
 
         Raises:
-            InputError: if the lengths of prompts, completions and answers differ.
+            InputError: if the lengths of prompts, completions and answers differ, or the verifier needs the answers.
         """
         check_lengths(prompts, completions)
+        if answer is None and self._needs_answer:
+            raise InputError("answer: the verifier compares with it, and the dataset has no such column")
         if answer is None:
             return [self._score(p, c) for p, c in zip(prompts, completions, strict=True)]
         if len(answer) != len(prompts):
@@ -66,9 +69,9 @@ class OutcomeReward:
         return self.true_reward if verdict else self.false_reward
 
 
-def _takes_three(verifier: Callable[..., Any]) -> bool:
+def _takes(verifier: Callable[..., Any], arguments: int) -> bool:
     try:
-        inspect.signature(verifier).bind("prompt", "completion", "answer")
+        inspect.signature(verifier).bind(*range(arguments))
     except TypeError:
         return False
     return True
