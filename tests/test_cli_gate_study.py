@@ -50,10 +50,11 @@ def survive(folder: Path, live: float = 2.0) -> None:
         )
 
     (folder / "survival").mkdir()
+    none = Canaries(paid={f"q{i}": 0.0 for i in range(12)}, n=300)
     for seed in range(5):
         found = Survival(
             arm="sae", seed=seed, before=answers(1.0, 0.5), after=answers(live, 0.6), gate1_low=0.6,
-            canaries_before=Canaries(paid=0, n=100), canaries_after=Canaries(paid=0, n=100), panel={"sums": task},
+            canaries_before=none, canaries_after=none, panel={"sums": task},
         )  # fmt: skip
         (folder / "survival" / f"sae-{seed}.json").write_text(found.model_dump_json())
 

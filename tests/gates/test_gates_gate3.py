@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy.stats import norm
-from statsmodels.stats.proportion import confint_proportions_2indep
 
 from mechreward.errors import InputError
 from mechreward.gates import (
@@ -23,6 +22,7 @@ from mechreward.gates import (
     Survival,
     crossed_interval,
     gate3,
+    student_interval,
     within_question_auroc,
 )
 
@@ -58,6 +58,15 @@ def answers(seed: int, live: float, frozen: float, probe: float | None, sharp: f
     return tuple(rows)
 
 
+def canaries(paid: int, n: int = 400, per_question: int = 10) -> Canaries:
+    """So many of n hacks paid, ten a question, the first questions' first."""
+    shares = {
+        f"q{place}": min(max(paid - start, 0), per_question) / per_question
+        for place, start in enumerate(range(0, n, per_question))
+    }
+    return Canaries(paid=shares, n=n)
+
+
 TASK = PanelTask(before=0.6, before_error=0.005, after=0.6, after_error=0.005)
 
 
@@ -71,8 +80,8 @@ def survival(seed: int = 0, live: float = 2.0, frozen: float = 1.9, **changes: o
         "before": answers(seed, 1.0, 1.0, probes[0]),
         "after": answers(seed + 50, live, frozen, probes[1], sharp),
         "gate1_low": 0.7,
-        "canaries_before": Canaries(paid=10, n=400),
-        "canaries_after": Canaries(paid=11, n=400),
+        "canaries_before": canaries(10),
+        "canaries_after": canaries(11),
         "panel": {"sums": TASK, "logic": TASK},
     }
     return Survival(**(fields | changes))  # type: ignore[arg-type]
@@ -127,20 +136,40 @@ def test_capability_is_the_mean_over_tasks() -> None:
     assert criterion("capability", [survival(panel={"sums": noisy})]).state == "open"
 
 
-def test_canaries_are_added_up_over_seeds() -> None:
-    two = [survival(seed, canaries_after=Canaries(paid=20, n=200)) for seed in range(2)]
+def test_canaries_of_every_seed_are_the_same_questions() -> None:
+    two = [survival(seed, canaries_after=canaries(20 + 30 * seed)) for seed in range(2)]
     found = criterion("canaries", two)
-    low, high = confint_proportions_2indep(40, 400, 20, 800, compare="diff", method="newcomb", alpha=0.05)
-    assert found.value == pytest.approx(0.075) and (found.low, found.high) == pytest.approx((low, high))
-    assert found.state == "open"
-    assert criterion("canaries", [survival(canaries_after=Canaries(paid=100, n=400))]).state == "broken"
-    few = survival(canaries_before=Canaries(paid=0, n=299), canaries_after=Canaries(paid=0, n=400))
-    assert criterion("canaries", [few]).state == "open"
-    enough = survival(canaries_before=Canaries(paid=0, n=300), canaries_after=Canaries(paid=0, n=300))
+    rise_SQ = np.zeros((2, 40))
+    rise_SQ[0, 1], rise_SQ[1, 1:5] = 1.0, 1.0
+    wanted = crossed_interval(rise_SQ, 0.95)
+    assert found.value == pytest.approx(0.0625)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high)) and found.state == "open"
+    # What twenty seeds say of one starting model is no more than what one says.
+    same = [survival(seed, canaries_after=canaries(20)) for seed in range(20)]
+    high = criterion("canaries", same).high
+    alone = student_interval(rise_SQ[0]).high
+    assert high is not None and abs(high - alone) < 0.002 and criterion("canaries", same).state == "open"
+    assert criterion("canaries", same[:1]).high == pytest.approx(alone)
+
+
+def test_canaries_have_to_be_enough_and_the_same() -> None:
+    assert criterion("canaries", [survival(canaries_after=canaries(100))]).state == "broken"
+    few = survival(canaries_before=canaries(0, 290), canaries_after=canaries(0, 290))
+    assert criterion("canaries", [few, survival(1, canaries_before=few.canaries_before,
+                                                canaries_after=few.canaries_after)]).state == "open"  # fmt: skip
+    enough = survival(canaries_before=canaries(0, 300), canaries_after=canaries(0, 300))
     assert criterion("canaries", [enough]).state == "met"
-    few_but_many_paid = survival(canaries_before=Canaries(paid=0, n=100), canaries_after=Canaries(paid=60, n=100))
+    few_but_many_paid = survival(canaries_before=canaries(0, 100), canaries_after=canaries(60, 100))
     assert criterion("canaries", [few_but_many_paid]).state == "broken"
     assert criterion("canaries", [survival(0), survival(1, canaries_after=None)]).state == "open"
+    others = survival(canaries_before=canaries(0), canaries_after=canaries(0, 300))
+    assert criterion("canaries", [others]).words == "they are not of the same two questions or more throughout"
+
+
+def test_a_task_that_nothing_is_right_in_shows_no_loss() -> None:
+    blind = PanelTask(before=0.0, before_error=0.02, after=0.0, after_error=0.02)
+    found = criterion("capability", [survival(panel={"sums": TASK, "logic": blind})])
+    assert found.state == "open" and found.words == "nothing of logic is right before or after: it shows no loss"
 
 
 def test_drift_is_the_share_of_the_rise_that_the_frozen_model_does_not_show() -> None:
@@ -204,7 +233,7 @@ def test_the_scorer_is_read_on_the_frozen_model_and_met_by_its_point() -> None:
 
 def test_a_bound_has_to_be_on_the_good_side_not_the_point() -> None:
     """Of each criterion, its bar moved between the point and either end of the interval."""
-    one = survival(seed=0, canaries_after=Canaries(paid=40, n=400))
+    one = survival(seed=0, canaries_after=canaries(80))
     for name, field in (("canaries", "canary_rise"), ("drift", "drift")):
         found = criterion(name, [one])
         assert found.low is not None and found.value is not None and found.high is not None
@@ -243,7 +272,9 @@ def test_bad_input(measured: list[Survival], sentence: str) -> None:
 
 
 def test_bad_files() -> None:
-    with pytest.raises(ValidationError, match="paid 5 must not be more than n 4"):
-        Canaries(paid=5, n=4)
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        Canaries(paid={"q": 1.25}, n=4)
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Canaries(paid={}, n=4)
     with pytest.raises(ValidationError, match="finite"):
         Answer(question="q", correct=True, live=float("nan"), frozen=0.0)

@@ -209,6 +209,7 @@ def test_accuracy_of_all_alike_is_not_certain(right: bool) -> None:
     interval = accuracy_interval([right] * 40, np.repeat(np.arange(10), 4).astype(str).tolist())
     assert (interval.low, interval.high) == wilson(10 * right, 10)
     assert interval.value == float(right)
+    assert interval.error == pytest.approx((interval.high - interval.low) / (2 * 1.959964), rel=1e-6)
 
 
 def test_accuracy_of_nothing() -> None:

@@ -63,6 +63,11 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     assert before["facts"] == {"learning_rate": 1e-4, "dense_weight": 0.3}
     with pytest.raises(InputError, match="holds a run already"):
         run_study(config(tmp_path / "s"))
+    # What is drawn at random is drawn for each seed, and the same in every process.
+    setting, inputs = config(tmp_path / "s"), prepare(config(tmp_path / "s"))
+    for arm in ("random", "shuffled", "failed"):
+        packs = [room.load_reward(setting, inputs, tmp_path / "s", arm, seed).pack for seed in (0, 1, 0)]
+        assert packs[0] == packs[2] and packs[0].features != packs[1].features
 
 
 SMALL = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from mechreward.features import load_pack
 from mechreward.gates import Survival
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs, prepare
-from mechreward.models import LoadedModel, iter_residuals, load_model
+from mechreward.models import LoadedModel, iter_residuals, load_model, norm_outliers
 from mechreward.pipeline import verified
 from mechreward.probes import load_probe, save_probe
 from mechreward.reward import FeatureReward
@@ -57,7 +58,8 @@ def test_live_and_frozen_are_read_on_their_own_model(inputs: Inputs, reward: Fea
     assert any(abs(a.live - a.frozen) > 1e-3 for a in answers)
     assert probe.layer is not None
     for batch in iter_residuals(inputs.loaded.model, prompts, completions, probe.layer):
-        for row, value in zip(batch.rows, probe.row_proba(batch.h_BTD, batch.mask_BT).tolist(), strict=True):
+        readable_BT = norm_outliers(batch.h_BTD, batch.mask_BT)
+        for row, value in zip(batch.rows, probe.row_proba(batch.h_BTD, readable_BT).tolist(), strict=True):
             assert answers[row].probe == pytest.approx(value, abs=1e-4)
     assert [a.correct for a in answers] == [g.correct for g in given]
     assert read_answers(given, reward, other, inputs.loaded, None)[0].probe is None
@@ -70,18 +72,20 @@ def test_a_whole_measurement(inputs: Inputs, reward: FeatureReward, other: Loade
     assert all(abs(a.live - a.frozen) < 1e-6 for a in found.before) and list(found.panel) == ["tiny:easy"]
     validation = reward.pack.validation
     assert validation is not None and validation.interval is not None and found.gate1_low == validation.interval[0]
-    threshold = float(torch.tensor([a.frozen for a in found.before if a.correct]).median())
+    threshold = float(np.median([a.frozen for a in found.before if a.correct]))
     suite = AdversarialSuite.from_questions(inputs.split.unknown)
     for model, canaries in ((inputs.loaded, found.canaries_before), (other, found.canaries_after)):
         whole = suite.evaluate_reward(reward.bind(model.model, model.tokenizer), threshold)
         assert canaries is not None and canaries.n == whole.n_hacks
-        assert canaries.paid / canaries.n == pytest.approx(whole.hack_rate)
+        assert np.mean(list(canaries.paid.values())) == pytest.approx(whole.hack_rate)
+        assert canaries.paid.keys() == {question.id for question in inputs.split.unknown}
 
 
 def test_a_threshold_below_all_rewards_pays_all(inputs: Inputs, reward: FeatureReward) -> None:
     all_of_them = paid_canaries(reward, inputs.loaded, inputs.split.unknown[:1], -1e9)
-    assert all_of_them.paid == all_of_them.n > 0
-    assert paid_canaries(reward, inputs.loaded, inputs.split.unknown[:1], 1e9).paid == 0
+    (name,) = all_of_them.paid
+    assert all_of_them.paid[name] == 1.0 and all_of_them.n > 0
+    assert paid_canaries(reward, inputs.loaded, inputs.split.unknown[:1], 1e9).paid == {name: 0.0}
 
 
 def test_the_probe_is_of_another_block(reward: FeatureReward, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from math import isnan, nan
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import false_discovery_control, permutation_test, spearmanr, ttest_ind
+from scipy.stats import false_discovery_control, norm, permutation_test, spearmanr, ttest_ind
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -221,9 +221,10 @@ def mean_rise(before: ArrayLike, after: ArrayLike) -> tuple[float, float]:
 
 
 def largest_spearman(n: int, n_right: int) -> float:
-    """Largest rank correlation of any score with labels of which `n_right` of `n` are right; NaN for one class.
+    """Rank correlation that a score without ties reaches at most with labels of which `n_right` of `n` are right.
 
-    That of a score without ties which puts every right answer above every wrong one, sqrt(3 p (1 - p)) for large n.
+    It puts every right answer above every wrong one: sqrt(3 p (1 - p)) for large n. A score with ties can reach more:
+    the labels themselves, as a score, have 1. NaN for one class.
     """
     if not 0 < n_right < n:
         return nan
@@ -247,7 +248,7 @@ def accuracy_interval(
     """Share of right answers, with an interval clustered by question.
 
     Where every question has the same accuracy (all right, all wrong) a bootstrap has no spread and would claim
-    certainty: then the interval is Wilson's with questions as trials.
+    certainty: then the interval is Wilson's with questions as trials, and the error a standard error as wide.
 
     Raises:
         InputError: if there are no answers.
@@ -262,7 +263,7 @@ def accuracy_interval(
     if np.ptp(right_Q / n_Q) > 0:
         return interval
     low, high = wilson(interval.value * n_groups, n_groups, level)
-    return Interval(interval.value, low, high, interval.error)
+    return Interval(interval.value, low, high, (high - low) / (2 * float(norm.ppf((1 + level) / 2))))
 
 
 def paired_test(

@@ -20,6 +20,7 @@ from mechreward.gates import PanelTask, accuracy_interval
 from mechreward.models import LoadedModel
 from mechreward.rollout import sample_responses, verify_responses
 from mechreward.tasks import load_questions
+from mechreward.tasks.load import PLACEHOLDER
 from mechreward.verifiers import Verifier
 
 METRICS = ("exact_match,strict-match", "acc_norm,none", "acc,none", "exact_match,none")
@@ -41,6 +42,8 @@ def panel_scores(
     n_questions: int = 50,
     samples: int = 1,
     max_new_tokens: int = 256,
+    prompt_format: str = PLACEHOLDER,
+    temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Score]:
@@ -51,10 +54,9 @@ def panel_scores(
     """
     scores = {}
     for source in sources:
-        questions = load_questions(source, limit=n_questions, seed=seed)
-        answers = sample_responses(
-            loaded, questions, n=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed
-        )
+        questions = load_questions(source, limit=n_questions, seed=seed, prompt_format=prompt_format)
+        drawn = {"n": samples, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        answers = sample_responses(loaded, questions, batch_size=batch_size, **drawn)
         judged = verify_responses(answers, questions, verifier)
         found = accuracy_interval([a.correct is True for a in judged], [a.question_id for a in judged])
         scores[source] = Score(found.value, found.error)

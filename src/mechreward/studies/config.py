@@ -93,6 +93,8 @@ class StudyConfig(ImproveConfig):
             raise ValueError(f"judged: {self.judged!r} must be one of the arms, and neither outcome nor random")
         if set(self.seeds) & set(self.tune_seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: must differ from each other and from tune_seeds")
+        if self.survival and self.chat:
+            raise ValueError("survival: canaries and the panel are plain texts, which a chat model is not asked in")
         return self
 
     def candidates(self, arm: str) -> list[Candidate]:

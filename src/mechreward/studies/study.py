@@ -142,7 +142,7 @@ def run_arm(
     # A checkpoint of a run that was killed would be gone on with, without the evaluations before it.
     checkpoints = folder / "checkpoints" / path.stem
     shutil.rmtree(checkpoints, ignore_errors=True)
-    reward = load_reward(config, inputs, folder, arm)
+    reward = load_reward(config, inputs, folder, arm, seed)
     chosen = {"learning_rate": candidate.learning_rate, "seed": seed, "steps": steps}
     every = {"save_every": 10**6, "eval_every": steps if trial else config.eval_every}
     policy = train_arm(
@@ -186,15 +186,19 @@ def sides(config: StudyConfig, inputs: Inputs, trial: bool) -> tuple[list[Questi
     return parts.known, parts.unknown if trial else inputs.split.unknown
 
 
-def load_reward(config: StudyConfig, inputs: Inputs, folder: Path, arm: str) -> FeatureReward:
-    """The reward of an arm, made anew from what the arms share: the same in every process."""
+def load_reward(config: StudyConfig, inputs: Inputs, folder: Path, arm: str, seed: int) -> FeatureReward:
+    """The reward of an arm, made anew from what the arms share: the same in every process.
+
+    What an arm draws (random features, shuffled signs and labels) it draws for each seed, so that the luck of the draw
+    is in the spread over seeds.
+    """
     own = folder / "sae"
     sae = inputs.sae or load_sae(own, device=config.device)
     found = FeatureReward.from_pack(load_pack(folder / "pack.json"), sae)
     responses = answers_to(load_responses(folder / "responses" / "known.parquet"), gate_halves(inputs).known)
     table = load_contrast(folder / "features.parquet")
     return arm_reward(
-        kind_of(arm), found, table, responses, inputs.loaded, stage_seed(config.seed, "arms")
+        kind_of(arm), found, table, responses, inputs.loaded, stage_seed(config.seed, f"arms-{seed}")
     )  # fmt: skip
 
 

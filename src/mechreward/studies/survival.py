@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
+import numpy as np
 import torch
 
 from mechreward.errors import InputError
-from mechreward.gates import Answer, Canaries, Survival
+from mechreward.gates import Answer, Canaries, Survival, question_means
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs
-from mechreward.models import LoadedModel, iter_residuals
+from mechreward.models import LoadedModel, iter_residuals, norm_outliers
 from mechreward.pipeline import verified
 from mechreward.probes import LinearProbe, load_probe
 from mechreward.reward import FeatureReward, pool
@@ -58,7 +59,7 @@ def measure(
     right = [answer.frozen for answer in sides[0] if answer.correct]
     if not right:
         raise InputError("questions: the starting model has no answer right, so there is no reward of a right one")
-    threshold = float(torch.tensor(right).median())
+    threshold = float(np.median(right))
     before, after = (paid_canaries(reward, model, questions, threshold) for model in (base, policy))
     validation = reward.pack.validation
     return Survival(
@@ -103,7 +104,9 @@ def read_answers(
     if probe is not None:
         assert probe.layer is not None
         for batch in iter_residuals(frozen.model, prompts, completions, probe.layer):
-            chance_B[batch.rows] = probe.row_proba(batch.h_BTD, batch.mask_BT).cpu()
+            # As it was trained: a token of massive norm would decide a maximum alone.
+            readable_BT = norm_outliers(batch.h_BTD, batch.mask_BT)
+            chance_B[batch.rows] = probe.row_proba(batch.h_BTD, readable_BT).cpu()
     rows = zip(given, *(values.tolist() for values in pooled), chance_B.tolist(), strict=True)
     return tuple(
         Answer(
@@ -114,7 +117,7 @@ def read_answers(
             probe=None if probe is None else chance,
         )
         for answer, on_live, on_frozen, chance in rows
-        if not (isnan(on_live) or isnan(on_frozen))
+        if not (isnan(on_live) or isnan(on_frozen) or (probe is not None and isnan(chance)))
     )
 
 
@@ -124,7 +127,8 @@ def paid_canaries(
     """Hacks on these questions that the reward, read on `model`, pays at least `threshold`."""
     suite = AdversarialSuite.from_questions(questions)
     found = suite.evaluate_reward(reward.bind(model.model, model.tokenizer), threshold)
-    paid = sum(bool(row["paid"]) for row in found.per_prompt if row["expected_hack"])
+    hacks = [row for row in found.per_prompt if row["expected_hack"]]
+    paid = question_means([bool(row["paid"]) for row in hacks], [row["name"].split("/", 1)[1] for row in hacks])
     return Canaries(paid=paid, n=found.n_hacks)
 
 
@@ -135,5 +139,7 @@ def _panel(config: StudyConfig, inputs: Inputs, model: LoadedModel) -> dict[str,
         inputs.verifier,
         n_questions=config.panel_questions,
         max_new_tokens=config.max_new_tokens,
+        prompt_format=config.prompt_format,
+        temperature=config.temperature,
         seed=config.seed,
     )
