@@ -90,15 +90,48 @@ def test_accuracy_that_rises_with_noise_is_none() -> None:
 
 
 def test_a_small_or_unclear_rise_is_none() -> None:
-    assert not after(calm(GuardConfig(reward_rise=3.0)), reward=2.0, accuracy=0.25).findings  # clear, but allowed
+    assert not after(calm(GuardConfig(reward_rise=3.0)), reward=2.0, accuracy=0.5).findings  # clear, but allowed
     assert not after(calm(), reward=0.3, accuracy=0.5).findings
-    sure = after(calm(GuardConfig(reward_rise=0.01)), reward=0.3, accuracy=0.25)
+    sure = after(calm(GuardConfig(reward_rise=0.01)), reward=0.3, accuracy=0.5)
     means = [[m for s in seeds for m in batch(reward=r, seed=s).reward_B.view(GROUPS, SIZE).mean(1).tolist()]
              for r, seeds in ((0.0, range(3)), (0.3, range(10, 13)))]  # fmt: skip
     z = ttest_ind(means[1], means[0], equal_var=False).statistic
     assert names(sure) == (["divergence"] if z > 3 else []) and 1 < z < 3
-    assert names(after(calm(GuardConfig(reward_rise=0.2)), reward=1.5, accuracy=0.25)) == ["divergence"]
-    assert not after(calm(), reward=-3.0, accuracy=0.25).findings
+    assert names(after(calm(GuardConfig(reward_rise=0.2)), reward=1.5, accuracy=0.5)) == ["divergence"]
+    assert not after(calm(), reward=-3.0, accuracy=0.5).findings
+
+
+def test_an_outcome_that_falls_clearly_is_a_collapse_whatever_the_reward_does() -> None:
+    mixed = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0] * 2)
+    worse = torch.tensor([0.0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0] * 2)
+    report = after(calm(outcome_B=mixed), reward=-1.0, outcome_B=worse)
+    means = [values.view(-1, SIZE).mean(1).tolist() * 3 for values in (mixed, worse)]
+    z = ttest_ind(means[1], means[0], equal_var=False).statistic
+    assert z < -3 and names(report) == ["outcome collapse"] and not report.flagged_indices
+    (finding,) = report.findings
+    assert (finding.value, finding.limit) == (pytest.approx(z), -3.0)
+    assert finding.sentence == f"the outcome fell by 0.250 (z {z:.1f})"
+    slightly = mixed.clone()
+    slightly[[0, 4, 8]] = 0.0
+    assert not after(calm(outcome_B=mixed), outcome_B=slightly).findings
+
+
+def test_a_sound_batch_is_as_accurate_as_the_reference_was() -> None:
+    detector = calm()
+    said = [detector.check(batch(seed=s)).sound for s in range(10, 14)]
+    assert said == [False, False, True, True]  # before a window of its own nothing is known
+    mixed = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0] * 2)
+    slightly = mixed.clone()
+    slightly[[0, 4, 8, 12]] = 0.0
+    z = mean_rise(mixed.view(-1, SIZE).mean(1).tolist() * 3, slightly.view(-1, SIZE).mean(1).tolist() * 3)[1]
+    assert -3 < z < -1
+    doubted = after(calm(outcome_B=mixed), outcome_B=slightly)
+    assert not doubted.findings and not doubted.sound
+    assert after(calm(outcome_B=slightly), outcome_B=mixed).sound
+    assert not after(calm(), reward=1.2).sound  # a finding
+    unknown = torch.full((GROUPS * SIZE,), math.nan)
+    detector = calm(outcome_B=unknown)
+    assert [detector.check(batch(seed=s, outcome_B=unknown)).sound for s in range(10, 13)] == [False, False, True]
 
 
 def test_divergence_needs_a_whole_window_of_its_own() -> None:

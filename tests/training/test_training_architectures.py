@@ -81,7 +81,7 @@ def test_one_step(family, lora, tmp_path, tiny_model, tiny_gpt2, sae_of_layer, c
     )
     trainer.train()
     out = trainer.seen
-    assert trainer._tap_agrees is (family != "gpt2")
+    assert trainer._trust.agrees is (family != "gpt2")
     lengths = out["completion_mask"].sum(1).tolist()
     assert len(set(lengths)) > 1 and len(set(out["prompt_mask"].sum(1).tolist())) > 1
     for row, length in enumerate(lengths):

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from mechreward.training.batch import (
-    Scalars,
     completions_of,
     like,
     loss_mask,
     prompts_of,
     rows_of_all,
     sample,
+    totals,
 )
 
 OUT = {
@@ -48,14 +48,15 @@ def test_values_are_padded_on_the_right() -> None:
 
 
 def test_scalar_rewards_that_are_not_there_are_left_out() -> None:
-    scalars = Scalars([[1.0, math.nan, math.nan], [0.5, 3.0, math.nan]], [2.0, -1.0])
-    assert [scalars.total(row) for row in range(3)] == [1.5, -3.0, None]
+    rewards_BN = torch.tensor([[1.0, 0.5], [math.nan, 3.0], [math.nan, math.nan]])
+    assert totals(rewards_BN, torch.tensor([2.0, -1.0])) == [1.5, -3.0, None]
 
 
 def taken(count: int, step: int, total: int = 8) -> list[str]:
     mask = torch.ones(total, 2, dtype=torch.long)
     out = {"completion_ids": torch.arange(2 * total).view(total, 2), "completion_mask": mask}
     rollouts = sample(
+        Accelerator(cpu=True),
         [{"question_id": f"q{row}", "prompt": f"p{row}"} for row in range(total)],
         out,
         torch.arange(2.0 * total).view(total, 2),

@@ -48,6 +48,34 @@ def test_reward_weights_and_nested_composites_multiply() -> None:
     assert parts.share == pytest.approx(3.5 / 4)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "share"),
+    [
+        ([DENSE, CompositeReward([RIGHT, FORMAT], weights=[1.0, 0.2])], 0.1),
+        ([DENSE, CompositeReward([RIGHT, no_outcome], weights=[1.0, 0.2], mode="bounded")], 0.1),
+        (CompositeReward([DENSE, CompositeReward([RIGHT, FORMAT], weights=[1.0, 0.2])]), 0.1),
+        (CompositeReward([CompositeReward([DENSE, RIGHT], weights=[0.5, 1.0])]), 0.5),
+        ([CompositeReward([CompositeReward([DENSE], weights=[0.25]), RIGHT])], 0.25),
+    ],
+)
+def test_only_weights_beside_features_imply_a_share(rewards, share) -> None:
+    assert split_rewards(rewards, None).share == pytest.approx(share)
+
+
+def test_weights_that_imply_no_share_are_told(caplog) -> None:
+    for rewards, weights in (([DENSE], [0.5]), ([DENSE, RIGHT], [0.5, 0.0]), ([DENSE, OTHER], [1.0, 3.0])):
+        parts = split_rewards(rewards, weights)
+        assert parts.share == 0.1
+        parts.check_share(0.3)
+        assert not caplog.records, "lambda was chosen"
+        parts.check_share(None)
+        assert caplog.records.pop().getMessage().startswith("reward_weights: no other reward has a weight")
+        caplog.clear()
+    for rewards, weights in (([DENSE], None), ([DENSE, RIGHT], [0.5, 1.0]), ([RIGHT], [0.0])):
+        split_rewards(rewards, weights).check_share(None)
+    assert not caplog.records
+
+
 def test_a_composite_without_features_stays_whole() -> None:
     bounded = CompositeReward([RIGHT, lambda **_: [0.0]], mode="bounded")
     assert split_rewards([bounded, DENSE], None).scalar == [bounded]

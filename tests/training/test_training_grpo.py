@@ -235,6 +235,24 @@ def test_stage3_leaves_out_a_row_without_an_outcome(tmp_path, model, sae, char_t
     torch.testing.assert_close(out["advantages"], expected.total_BT, rtol=1e-4, atol=1e-4)
 
 
+def test_outcomes_are_those_of_each_reward_whatever_its_name(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    right, wrong = OutcomeReward(lambda _p, _c: True), OutcomeReward(lambda _p, _c: False)
+    assert right.__name__ == wrong.__name__
+    rollouts, dense = [], DenseConfig(weight=0.2, credit="stage3", sample_rollouts=8)
+    rewards = [FeatureReward(WEIGHTS, sae), right, wrong]
+    trainer = make(tmp_path, model, rewards, char_tokenizer, dense=dense, on_rollouts=rollouts.append)
+    score(trainer)
+    assert rollouts[0].outcomes == [1.0] * 8
+
+
+def test_stage3_evaluates_more_rows_than_a_training_batch_has(tmp_path, model, sae, char_tokenizer, make) -> None:
+    config = {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8}
+    rewards, dense = [FeatureReward(WEIGHTS, sae), even_tokens], DenseConfig(credit="stage3", gap_every=0)
+    trainer = make(tmp_path, model, rewards, char_tokenizer, dense=dense, config=config)
+    assert trainer.args.generation_batch_size == 4
+    assert "eval_dense/share" in trainer.evaluate(trainer.train_dataset)
+
+
 def test_lambda_follows_its_schedule(tmp_path, model, sae, char_tokenizer, make) -> None:
     dense = DenseConfig(weight=LinearAnnealSchedule(0.4, 0.0))
     config = {"max_steps": 4, "learning_rate": 0.0}

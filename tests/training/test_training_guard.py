@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from mechreward.errors import InputError
 from mechreward.files import read_jsonl
-from mechreward.hacking import DualVerifier, GuardConfig, Regularizers
+from mechreward.hacking import DualVerifier, GuardConfig, HackingDetector, HackingReport, Regularizers
 from mechreward.models import LoadedModel
 from mechreward.probes import LinearProbe
 from mechreward.reward import FeatureReward, OutcomeReward
@@ -85,6 +86,21 @@ def test_drop_leaves_the_loss_and_downweight_scales(tmp_path, model, sae, char_t
     plain = score(trainer)
     torch.testing.assert_close(found["downweight"]["advantages"], 0.5 * plain["advantages"])
     assert found["drop"]["completion_mask"].sum() == 0 and found["zero"]["completion_mask"].sum() > 0
+
+
+@pytest.mark.parametrize("flagged", [[], [0, 3]])
+def test_tokens_of_dropped_rollouts_do_not_count(
+    flagged, tmp_path, model, sae, char_tokenizer, make, score, monkeypatch
+) -> None:
+    rows_B = torch.zeros(8).bool()
+    rows_B[flagged] = True
+    dense = DenseConfig(guard=GuardConfig(action="drop"))
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, dense=dense)
+    report = HackingReport(rows_B, {}, [], 0, False, True)
+    monkeypatch.setattr(trainer.guard.detector, "check", lambda _batch: report)
+    out = score(trainer)
+    assert (out["completion_mask"].sum(1) == 0).tolist() == rows_B.tolist()
+    assert trainer.loss_type == "dapo" and int(out["num_items_in_batch"]) == int(out["completion_mask"].sum())
 
 
 def test_flagged_steps_get_nothing(tmp_path, model, sae, char_tokenizer, make, score) -> None:
@@ -171,7 +187,7 @@ def test_a_run_that_hacks_is_stopped_says_why_and_goes_back(tmp_path, model, sae
     assert [(row["step"], row["stop"]) for row in events] == [(2, False), (3, False), (4, True)]
     assert "100% of the rollouts flagged for disagreement" in events[-1]["findings"]
     # The policy after step 1 wrote the first flagged batch; the one before it, the start, is the last good one.
-    assert json.loads((tmp_path / "arm" / "good" / "step.json").read_text()) == {"step": 0}
+    assert json.loads((tmp_path / "arm" / "good" / "step.json").read_text())["step"] == 0
     assert not list((tmp_path / "arm").glob("good-pending-*"))
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, dict(model.named_parameters())[name]), name
@@ -185,6 +201,91 @@ def test_a_sign_in_the_last_batch_ends_the_run_where_it_was_good(tmp_path, model
     assert [(row["step"], row["stop"]) for row in events] == [(2, False), (3, True)]
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("window", "steps", "ended"),
+    [(1, 9, 4), (2, 9, 5), (1, 3, 3)],
+    ids=["at a checkpoint", "between two", "at the end"],
+)
+def test_a_stopped_run_stays_stopped(window, steps, ended, tmp_path, model, sae, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, sae)
+    dense, seen = DenseConfig(guard=GuardConfig(window=window, keep_every=1)), []
+    for _ in range(3):
+        policy = train(tmp_path, model, char_tokenizer, reward, steps=steps, dense=dense, dual=suspicious(reward))
+        seen.append(read_jsonl(tmp_path / "metrics.jsonl"))
+        start = dict(model.named_parameters())
+        assert all(torch.equal(value, start[name]) for name, value in policy.model.named_parameters())
+    assert [row["step"] for row in seen[0] if row["kind"] == "train"] == list(range(1, ended + 1))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def outcome_changed(monkeypatch: pytest.MonkeyPatch, z: float) -> None:
+    """Every batch that has a window of two beside the reference says so of the outcome, and nothing of the reward."""
+    said = ((0.0, 0.0), (0.1 * z, z))
+    monkeypatch.setattr(HackingDetector, "_rises", lambda self: said if self.evaluations > 3 else None)
+
+
+def test_a_copy_is_good_after_as_many_batches_not_steps(
+    tmp_path, model, sae, char_tokenizer, make, monkeypatch
+) -> None:
+    outcome_changed(monkeypatch, 0.0)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, _args, state, _control, **_) -> None:
+            seen.append((state.global_step, trainer.guard.detector.evaluations, last_good.good_step(tmp_path)))
+
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer,
+        config={"num_iterations": 4, "max_steps": 14, "save_strategy": "steps", "save_steps": 100},
+        dense=DenseConfig(guard=GuardConfig(keep_every=1, window=2)),
+    )  # fmt: skip
+    trainer.add_callback(Look())
+    trainer.train()
+    # A batch is four steps. Two batches after the copies of steps 1 to 4, at step 9, there is no window beside the
+    # reference to tell by, and they go; of those of steps 5 to 8 the fourth batch, at step 13, can.
+    assert seen == [(step, (step + 3) // 4, 8 if step > 12 else 0) for step in range(1, 15)]
+
+
+@pytest.mark.parametrize(("z", "kept"), [(0.0, 4), (-2.0, 0)], ids=["as right as before", "less"])
+def test_a_policy_that_is_less_often_right_is_not_gone_back_to(
+    z, kept, tmp_path, model, sae, char_tokenizer, monkeypatch
+) -> None:
+    outcome_changed(monkeypatch, z)
+    dense = DenseConfig(guard=GuardConfig(keep_every=1, window=2))
+    train(tmp_path, model, char_tokenizer, FeatureReward(WEIGHTS, sae), steps=6, rate=1e-5, dense=dense)
+    assert last_good.good_step(tmp_path / "arm") == kept
+    waiting = sorted(path.name for path in (tmp_path / "arm").glob("good-*"))
+    assert waiting == ["good-pending-5", "good-pending-6"], "what was due is kept or gone"
+
+
+def test_copies_of_the_policy_stay_here(tmp_path, model, sae, char_tokenizer, make, monkeypatch) -> None:
+    pushed = []
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_a, **_k: None)
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer,
+        config={"save_strategy": "steps", "save_steps": 100, "push_to_hub": True, "hub_model_id": "x/y"},
+        dense=DenseConfig(guard=GuardConfig(keep_every=1)),
+    )  # fmt: skip
+    monkeypatch.setattr(trainer, "push_to_hub", lambda *_a, **_k: pushed.append(trainer.state.global_step))
+    monkeypatch.setattr(trainer, "_push_from_checkpoint", lambda *_a, **_k: None)
+    trainer.train()
+    assert (tmp_path / "good" / "model.safetensors").exists() and not pushed
+
+
+def test_only_the_main_process_tells(tmp_path, model, sae, char_tokenizer, make, score, monkeypatch) -> None:
+    reward, events, rollouts = FeatureReward(WEIGHTS, sae), [], []
+    trainer = make(
+        tmp_path, model, [reward, even_tokens], char_tokenizer, dense=DenseConfig(guard=GuardConfig(window=1)),
+        dual=suspicious(reward), on_guard=events.append, on_rollouts=rollouts.append,
+    )  # fmt: skip
+    for _ in range(2):
+        score(trainer)
+    assert (len(events), len(rollouts)) == (1, 2)
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", property(lambda _self: False))
+    score(trainer)
+    assert (len(events), len(rollouts)) == (1, 2)
 
 
 @pytest.mark.parametrize(("steps_per_generation", "iterations", "lasts"), [(1, 1, 1), (2, 1, 2), (2, 3, 6)])
@@ -206,12 +307,13 @@ def test_the_last_batch_is_the_one_that_training_ends_with(
 
 def test_a_calm_run_goes_to_its_end_and_keeps_what_is_good(tmp_path, model, sae, char_tokenizer) -> None:
     reward = FeatureReward(WEIGHTS, sae)
-    dense = DenseConfig(guard=GuardConfig(keep_every=1))
+    dense = DenseConfig(guard=GuardConfig(keep_every=1, window=2))
     policy = train(tmp_path, model, char_tokenizer, reward, steps=4, rate=1e-5, dense=dense)
-    # A copy is good once the three batches after it are clean: that of step 1, at step 4.
-    assert last_good.good_step(tmp_path / "arm") == 1
+    # A copy is good once the two batches after it are sound, which needs a window of two beside the reference's: that
+    # of step 2, at step 4.
+    assert last_good.good_step(tmp_path / "arm") == 2
     assert sorted(path.name for path in (tmp_path / "arm").glob("good*")) == [
-        "good", "good-pending-2", "good-pending-3", "good-pending-4",
+        "good", "good-pending-3", "good-pending-4",
     ]  # fmt: skip
     ended = load_file(tmp_path / "arm" / "good-pending-4" / "model.safetensors")
     found = policy.model.state_dict()
@@ -258,6 +360,25 @@ def test_regularisers_change_the_rewards_that_train(term, tmp_path, model, sae, 
         assert ("guard/regularisation" in trainer._metrics["train"]) == (weight > 0)
     assert found[0].shape == found[1].shape or term == "kl"
     assert not torch.equal(found[0], found[1])
+
+
+def test_guards_gap_and_rollouts_see_what_was_read(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    found = []
+    for regularizers in (Regularizers(), Regularizers(entropy=5.0, variance=1.0)):
+        torch.manual_seed(3)
+        rollouts = []
+        trainer = make(
+            tmp_path, copy.deepcopy(model), [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer,
+            peft_config=LORA, on_rollouts=rollouts.append,
+            dense=DenseConfig(gap_every=1, regularizers=regularizers, guard=GuardConfig(window=1)),
+        )  # fmt: skip
+        for _ in range(2):
+            out = score(trainer)
+        metrics = trainer._metrics["train"]
+        assert metrics["dense/reader_gap_rms"] == pytest.approx([0.0, 0.0], abs=1e-4)
+        assert not trainer.guard.report.reasons["reader drift"].any()
+        found.append((rollouts, metrics["guard/flagged"], out["advantages"]))
+    assert found[0][:2] == found[1][:2] and not torch.equal(found[0][2], found[1][2])
 
 
 def test_kl_without_a_reference(tmp_path, model, sae, char_tokenizer, make, score) -> None:

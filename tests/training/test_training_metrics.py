@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from mechreward.files import read_jsonl
 from mechreward.reward import Advantages, FeatureReward
 from mechreward.training import DenseConfig, JsonlMetrics
-from mechreward.training.metrics import component_metrics, dense_metrics, gap_metrics
+from mechreward.training.metrics import component_metrics, dense_metrics, gap_metrics, numbered
 
 EVERY_STEP = {
     "rewards/feature_reward/mean",
@@ -79,12 +79,25 @@ def test_component_by_hand(sae) -> None:
     reward_BT = torch.tensor([[1.0, 3.0], [5.0, 99.0], [7.0, 7.0]])
     mask_BT = torch.tensor([[True, True], [True, False], [False, False]])
     reward = FeatureReward({3: 1.0}, sae, name="mine")
-    assert component_metrics(reward, reward_BT, mask_BT, None) == {"rewards/mine/mean": 3.5, "rewards/mine/std": 1.5}
-    assert component_metrics(reward, reward_BT, torch.zeros_like(mask_BT), None) == {}
+    assert component_metrics(reward, "mine", reward_BT, mask_BT, None) == {
+        "rewards/mine/mean": 3.5,
+        "rewards/mine/std": 1.5,
+    }
+    assert component_metrics(reward, "mine", reward_BT, torch.zeros_like(mask_BT), None) == {}
     ends_BT = torch.tensor([[True, False], [False, True], [False, False]])
     at_ends = FeatureReward({3: 1.0}, sae, aggregation="step_end", name="mine")
     # A row's last token ends its last step: means of (1, 3) and of (5).
-    assert component_metrics(at_ends, reward_BT, mask_BT, ends_BT)["rewards/mine/mean"] == 3.5
+    assert component_metrics(at_ends, "mine", reward_BT, mask_BT, ends_BT)["rewards/mine/mean"] == 3.5
+
+
+def test_rewards_of_one_name_are_numbered(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    assert numbered(["a", "b", "a", "a_2", "a"]) == ["a", "b", "a_2", "a_2_2", "a_3"]
+    rewards = [FeatureReward({3: 1.0}, sae), FeatureReward({3: -1.0}, sae), scored]
+    trainer = make(tmp_path, model, rewards, char_tokenizer, dense=DenseConfig(gap_every=0))
+    score(trainer)
+    metrics = trainer._metrics["train"]
+    [one], [other] = metrics["rewards/feature_reward/mean"], metrics["rewards/feature_reward_2/mean"]
+    assert one == pytest.approx(-other) != 0
 
 
 def test_dense_by_hand() -> None:

@@ -7,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from mechreward.files import read_jsonl
 from mechreward.reward import dense_advantages
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     launch = "-m torch.distributed.run --nnodes 1 --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -28,6 +30,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tens
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, torch.Tensor]]:
     saved = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     trained = [torch.load(folder / f"trained{rank}.pt", weights_only=True) for rank in range(2)]
     return [{**seen, **end} for seen, end in zip(saved, trained, strict=True)]
@@ -60,3 +67,16 @@ def test_groups_are_centred_and_scaled_over_both_processes(ranks: list[dict[str,
 @pytest.mark.slow
 def test_both_processes_end_with_the_same_weights(ranks: list[dict[str, torch.Tensor]]) -> None:
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_is_written_once_and_of_both_processes(
+    folder: Path, ranks: list[dict[str, torch.Tensor]]
+) -> None:
+    assert [(row["step"], row["kind"]) for row in read_jsonl(folder / "metrics.jsonl")] == [(1, "train")]
+    frame = pd.read_parquet(folder / "rollouts.parquet")
+    # All twelve rows, in their order: the first six are those of the first process.
+    pairs = [pair for rank in ranks for pair in zip(rank["completion_ids"], rank["completion_mask"], strict=True)]
+    rows = [ids[mask.bool()] for ids, mask in pairs]
+    assert [len(tokens) for tokens in frame["tokens"]] == [len(ids) for ids in rows]
+    assert frame["outcome"].tolist() == pytest.approx([(ids % 2 == 0).float().mean().item() for ids in rows])

@@ -9,15 +9,19 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from mechreward.errors import InputError
+from mechreward.hacking import DualVerifier
 from mechreward.models import find_blocks
+from mechreward.probes import LinearProbe
 from mechreward.reward import FeatureReward
 from mechreward.sae import SAE
 from mechreward.training import DenseConfig
-from mechreward.training.reader import Tap, difference, largest
+from mechreward.training.guard import Guard
+from mechreward.training.reader import Tap, difference, dropout, largest
+from mechreward.training.shaping import _activations
 
 WEIGHTS = {3: 1.0, 7: -0.5, 11: 2.0, 40: 1.0, 60: -1.5}
 LORA = LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -144,7 +148,7 @@ def test_an_adapter_from_before_is_part_of_the_starting_model(
         for row in range(3):
             expected = token_by_token(start, reward, out, row)
             assert rollouts[-1].token_rewards[row] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-        assert trainer._tap_agrees is (None if beta == 0 else True)
+        assert trainer._trust.agrees is (None if beta == 0 else True)
 
 
 def test_the_reference_of_full_fine_tuning_is_the_starting_model(
@@ -163,7 +167,7 @@ def test_the_reference_of_full_fine_tuning_is_the_starting_model(
     )
     perturb(trainer.model)
     out = score(trainer)
-    assert trainer._tap_agrees is True and trainer._tap.take("policy") is None
+    assert trainer._trust.agrees is True and trainer._tap.take("policy") is None
     for row in range(3):
         expected = token_by_token(model, reward, out, row)
         assert rollouts[-1].token_rewards[row] == pytest.approx(expected, rel=1e-3, abs=1e-3)
@@ -197,14 +201,95 @@ def test_a_tap_that_reads_something_else_is_not_used(
         assert rollout.token_rewards[4] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_dropout_in_the_scoring_pass_is_noticed(tmp_path, sae, char_tokenizer, make, score, tiny_gpt2) -> None:
-    config = copy.deepcopy(tiny_gpt2.config)
-    config.resid_pdrop = 0.5
-    noisy = GPT2LMHeadModel(config)
-    noisy.load_state_dict(tiny_gpt2.state_dict())
-    trainer = make(tmp_path, noisy, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=MISALIGNED)
+def test_a_fault_that_the_first_batch_hides_is_found(
+    tmp_path, tiny_gpt2, sae, char_tokenizer, make, monkeypatch
+) -> None:
+    # Prompts of one length have no padding, and GPT-2's scoring pass is then right; the next batch has some.
+    reward, rollouts = FeatureReward(WEIGHTS, sae), []
+    dense = DenseConfig(gap_every=0, sample_rollouts=8)
+    trainer = make(
+        tmp_path, copy.deepcopy(tiny_gpt2), [reward, even_tokens], char_tokenizer,
+        config=MISALIGNED, dense=dense, on_rollouts=rollouts.append,
+    )  # fmt: skip
+    reads = Reads(trainer, monkeypatch)
+    trainer.model.train()
+    for prompts, agrees in ((["12+3=", "45+6="], True), (["what is 7?", "a"], False)):
+        out = trainer._generate_and_score_completions([{"prompt": p} for p in prompts for _ in range(4)])
+        assert trainer._trust.agrees is agrees
+        expected = token_by_token(trainer.model, reward, out, 4)
+        assert rollouts[-1].token_rewards[4] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        trainer.model.train()
+    assert reads.readers == ["policy", "policy"]
+
+
+def test_tap_and_forward_are_compared_again_and_again(
+    tmp_path, model, sae, char_tokenizer, make, score, monkeypatch, caplog
+) -> None:
+    reward, rollouts = FeatureReward(WEIGHTS, sae), []
+    trainer = make(
+        tmp_path, model, [reward, even_tokens], char_tokenizer, config=MISALIGNED,
+        dense=DenseConfig(gap_every=0, sample_rollouts=8), on_rollouts=rollouts.append,
+    )  # fmt: skip
+    reads, compared = Reads(trainer, monkeypatch), []
+    for step in (0, 1, 9, 10, 11, 19):
+        trainer.state.global_step = step
+        score(trainer)
+        compared.append(len(reads.readers))
+    assert compared == [1, 1, 1, 2, 2, 2], "at the start, then every ten steps"
+    right = Tap._score
+    monkeypatch.setattr(Tap, "_score", staticmethod(lambda *given: (right(*given)[0] + 1.0, right(*given)[1])))
+    trainer.state.global_step = 20
+    out = score(trainer)
+    expected = token_by_token(trainer.model, reward, out, 0)
+    assert rollouts[-1].token_rewards[0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert sum("rewards are read by a forward of their own" in record.message for record in caplog.records) == 1
+
+
+def test_evaluation_decides_nothing(tmp_path, model, sae, char_tokenizer, make, score, monkeypatch) -> None:
+    rewards, dense = [FeatureReward(WEIGHTS, sae), even_tokens], DenseConfig(gap_every=0)
+    trainer = make(tmp_path, model, rewards, char_tokenizer, config=MISALIGNED, dense=dense)
+    reads, seen = Reads(trainer, monkeypatch), []
+    for mode in ("eval", "eval", "train", "eval", "train"):
+        if mode == "train":
+            score(trainer)
+        else:
+            trainer.model.eval()
+            trainer._generate_and_score_completions([{"prompt": p} for p in ("12+3=", "a") for _ in range(4)])
+        seen.append(len(reads.readers))
+    assert seen == [1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "attention", "residual"])
+def test_a_model_with_dropout_is_never_tapped(
+    kind, tmp_path, sae, char_tokenizer, make, score, tiny_llama, tiny_gpt2, caplog
+) -> None:
+    reward, rollouts, peft_config = FeatureReward(WEIGHTS, sae), [], None
+    model = copy.deepcopy(tiny_gpt2 if kind == "residual" else tiny_llama)
+    if kind == "adapter":  # 0 at first, so that its dropout does not show
+        peft_config = LoraConfig(r=4, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+    elif kind == "attention":
+        model.model.layers[0].self_attn.attention_dropout = 0.05
+    else:
+        model.transformer.h[0].mlp.dropout.p = 0.05
+    trainer = make(
+        tmp_path, model, [reward, even_tokens], char_tokenizer, config=MISALIGNED, peft_config=peft_config,
+        dense=DenseConfig(gap_every=0, sample_rollouts=8), on_rollouts=rollouts.append,
+    )  # fmt: skip
     score(trainer)
-    assert trainer._tap_agrees is False
+    perturb(trainer.model)
+    out = score(trainer)
+    assert trainer._tap.take("policy") is None
+    expected = token_by_token(trainer.model, reward, out, 0)
+    assert rollouts[-1].token_rewards[0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    said = [record.getMessage() for record in caplog.records if "forward of their own" in record.message]
+    assert len(said) == 1 and "dropout" in said[0] and "0.05" in said[0]
+
+
+def test_dropout_that_is_off_leaves_the_tap_on(tiny_gpt2) -> None:
+    noisy = copy.deepcopy(tiny_gpt2)
+    noisy.transformer.h[2].attn.resid_dropout.p = 0.1
+    assert dropout(noisy.train()) == "h.2.attn.resid_dropout.p=0.1"
+    assert dropout(noisy.eval()) is None and dropout(tiny_gpt2) is None
 
 
 def test_the_tap_can_be_turned_off(tmp_path, model, sae, char_tokenizer, make, score, monkeypatch) -> None:
@@ -275,6 +360,26 @@ def test_no_early_exit_where_weights_are_sharded(
     trainer._frozen, trainer.dense = None, DenseConfig(reader="frozen")
     with pytest.raises(InputError, match="reader, gap_every: a frozen copy of sharded weights"):
         trainer._check_setup(model)
+    dual = DualVerifier(rewards[0], LinearProbe(torch.zeros(32), 0.0, 32, "p", layer=2))
+    with pytest.raises(InputError, match="dual: a frozen copy of sharded weights .* give no dual verifier"):
+        Guard(trainer, dual, None)
+
+
+def test_no_early_exit_of_guards_and_regularisers_where_weights_are_sharded(
+    tmp_path, model, sae, char_tokenizer, make, score, monkeypatch
+) -> None:
+    rewards = [FeatureReward(WEIGHTS, sae), even_tokens]
+    trainer = make(tmp_path, model, rewards, char_tokenizer, peft_config=LORA)
+    out, passes = score(trainer), []
+    mask_BT = out["completion_mask"].bool()
+    for layer, block in enumerate(find_blocks(trainer.model)):
+        block.register_forward_hook(lambda _m, _i, _o, layer=layer: passes.append(layer))
+    for sharded, wanted in ((False, [0, 1] * 2), (True, [0, 1, 2, 3] * 2)):
+        monkeypatch.setattr(trainer, "is_fsdp_enabled", sharded)
+        passes.clear()
+        trainer.guard._read_frozen(out, mask_BT)
+        _activations(trainer, out, mask_BT)
+        assert passes == wanted
 
 
 def test_the_gap_is_policy_minus_frozen(tmp_path, model, sae, char_tokenizer, make, score) -> None:

@@ -156,6 +156,16 @@ def test_a_step_is_one_generation_batch(tmp_path) -> None:
     assert not args.shuffle_dataset  # the order is make_dataset's
 
 
+def test_a_step_is_of_all_processes_together(tmp_path) -> None:
+    cpu = torch.device("cpu")
+    args = make_args(config(questions_per_step=4, generations=2, micro_batch=3), tmp_path, cpu, 2)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+    with pytest.raises(
+        InputError, match="questions_per_step, generations: 3 x 3 completions cannot be shared out even"
+    ):
+        make_args(config(questions_per_step=3, generations=3), tmp_path, cpu, 2)
+
+
 def test_last_checkpoint_takes_the_furthest_whole_one(tmp_path) -> None:
     assert last_checkpoint(tmp_path) is None
     for step, text in [(2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (11, ""), (12, '{"global_step": 10}')]:

@@ -12,7 +12,7 @@ from trl import GRPOConfig
 
 from mechreward.reward import FeatureReward
 from mechreward.sae import SAE, SAEMeta
-from mechreward.training import DenseConfig, MechRewardGRPOTrainer
+from mechreward.training import DenseConfig, JsonlMetrics, MechRewardGRPOTrainer, RolloutRecorder
 
 
 def even_tokens(completion_ids, **_) -> list[float]:
@@ -56,6 +56,7 @@ def main() -> None:
     encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
     meta = SAEMeta(release="r", sae_id="i", layer=1, model_name="", hook_name="h")
     sae = SAE("topk", encoder, torch.zeros(64), encoder.T.clone(), torch.zeros(32), meta, k=32)
+    recorder = RolloutRecorder(f"{sys.argv[1]}/rollouts.parquet", "dense", 0)
     trainer = Spy(
         model=model,
         reward_funcs=[FeatureReward({3: 1.0, 7: -0.5, 11: 2.0}, sae), even_tokens],
@@ -71,10 +72,13 @@ def main() -> None:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
+            logging_steps=1,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["ab", "hello you", "x", "q r"]}),
+        callbacks=[JsonlMetrics(f"{sys.argv[1]}/metrics.jsonl", "dense", 0), recorder],
+        on_rollouts=recorder,
         processing_class=wrapped,
-        dense=DenseConfig(weight=0.4, gap_every=1),
+        dense=DenseConfig(weight=0.4, gap_every=1, sample_rollouts=12),
     )
     trainer.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

@@ -6,9 +6,10 @@ scaling:
 
 - `zero`: all its advantages become 0: it neither teaches nor is untaught (ProFIL, 2605.11467). The others keep theirs.
 - `downweight`: its advantages are multiplied by a factor. The others keep theirs.
-- `drop`: as if it had not been sampled: its advantages become 0, its tokens leave the loss (numerator and
-  denominator), and the others are centred anew, A_i - mean over the kept rows of their mean advantage, which equals
-  centring their rewards without it. What the group was divided by, if anything, stays.
+- `drop`: as if it had not been sampled: its advantages become 0, its tokens leave the loss and the count of tokens
+  that the loss is divided by (a loss that is divided by rows, as `grpo` and `dr_grpo`, still counts its row), and the
+  others are centred anew, A_i - mean over the kept rows of their mean advantage, which equals centring their rewards
+  without it. What the group was divided by, if anything, stays.
 
 `neutral_rewards` is for trainers that are handed rewards alone: the flagged reward becomes the mean of its group's
 unflagged ones, whose centred advantage is 0 whatever the group is then divided by.

@@ -13,11 +13,16 @@ A rollout is flagged for
 A batch has a finding where more than `flagged_share` of its rollouts are flagged for one reason, and for
 - `divergence`: over the last `window` batches the mean reward rose by more than `reward_rise` reference SDs, clearly
   (Welch's z > 3 over questions), while accuracy did not rise (z < 1);
+- `outcome collapse`: over the last `window` batches accuracy fell clearly (z < -3). A policy may unlearn what is right
+  under a bad reward before it finds out how to be paid more by it;
 - `entropy collapse`: entropy fell below its floor, and accuracy did not rise. Entropy alone is no sign: a model that
   learns what is right has less of it.
 
 Why a rise of half an SD: if the reward is what tells right from wrong, an SD of it is about half the share of right
 answers, and so large a rise would show in accuracy. `patience` findings in a row stop the run.
+
+A batch is `sound` where there is no finding and the last `window` batches, apart from the reference, are not less
+accurate than it (z > -1): the policies that wrote them are worth going back to.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from mechreward.gates import mean_rise
 from mechreward.hacking.config import GuardConfig
 
 CLEAR, FLAT = 3.0, 1.0
-"""z of a rise that is there, and below which one is not."""
+"""z of a rise (or, negative, a fall) that is there, and below which one is not."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class HackingReport:
     streak: int
     """Evaluations with a finding in a row, this one included."""
     stop: bool
+    sound: bool
+    """No finding, and the policy is not known to be worse than it was; False until there is a window to tell by."""
 
     @property
     def flagged_indices(self) -> list[int]:
@@ -162,7 +169,7 @@ class HackingDetector:
         if self.reference.fvu == 0.0 and batch.fvu_B is not None:
             self.reference.fvu = _largest(batch.fvu_B)
         self._recent.append(_means(batch))
-        findings = self._divergence() + self._entropy_collapse(batch)
+        findings = self._divergence() + self._outcome_collapse() + self._entropy_collapse(batch)
         reasons = self._rollouts(batch, any(finding.name == "divergence" for finding in findings))
         findings += self._frequent(reasons)
         return self._report(batch, reasons, findings)
@@ -188,7 +195,7 @@ class HackingDetector:
         for rows_B in reasons.values():
             flagged_B = flagged_B | rows_B.to(flagged_B.device)
         stop = bool(self.config.patience) and self.streak >= self.config.patience
-        return HackingReport(flagged_B, reasons, findings, self.streak, stop)
+        return HackingReport(flagged_B, reasons, findings, self.streak, stop, not findings and self._holds())
 
     def _rollouts(self, batch: RolloutBatch, diverging: bool) -> dict[str, Bool[Tensor, " b"]]:
         config, reference = self.config, self.reference
@@ -213,6 +220,13 @@ class HackingDetector:
                 findings.append(Finding(name, share, limit, f"{share:.0%} of the rollouts flagged for {name}"))
         return findings
 
+    def _holds(self) -> bool:
+        """Whether accuracy did not fall since the reference; where there is no outcome, whether a window has passed."""
+        rises = self._rises()
+        if rises is None:
+            return not self.reference.outcomes and self.evaluations >= 2 * self.config.window
+        return rises[1][1] > -FLAT
+
     def _rises(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
         """Difference and z of reward and accuracy over the last window; None before there is a whole one apart."""
         if self.evaluations < 2 * self.config.window:
@@ -235,6 +249,13 @@ class HackingDetector:
             f"(z {accuracy_z:.1f})"
         )
         return [Finding("divergence", rise, limit, sentence)]
+
+    def _outcome_collapse(self) -> list[Finding]:
+        rises = self._rises()
+        if rises is None or rises[1][1] >= -CLEAR:
+            return []
+        fall, z = rises[1]
+        return [Finding("outcome collapse", z, -CLEAR, f"the outcome fell by {-fall:.3f} (z {z:.1f})")]
 
     def _entropy_collapse(self, batch: RolloutBatch) -> list[Finding]:
         known, rises = self.reference.entropies, self._rises()

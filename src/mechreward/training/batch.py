@@ -1,18 +1,18 @@
 """A batch as TRL hands it out of generation and scoring: what the dense trainer takes from it, and a sample of it.
 
 `out` is the dict that `GRPOTrainer._generate_and_score_completions` returns: prompts padded on the left, completions on
-the right. TRL's log buffers hold text and scalar rewards of the rows of all processes, in their order.
+the right. TRL's log buffers hold the text of the rows of all processes, in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from mechreward.reward import pool
@@ -53,23 +53,15 @@ def rows_of_all(accelerator: Accelerator, values_BT: Tensor) -> Tensor:
     return gather(accelerator.pad_across_processes(numbers_BT.contiguous(), dim=1)).to(values_BT.dtype)
 
 
-@dataclass(frozen=True)
-class Scalars:
-    """Scalar rewards of the latest batch, of the rows of all processes."""
-
-    columns: list[list[float]]
-    """By reward function; NaN where it gave none."""
-    weights: list[float]
-    """By reward function."""
-
-    def total(self, row: int) -> float | None:
-        """The weighted sum of the rewards that are there; None if there are none."""
-        values = [column[row] for column in self.columns]
-        seen = [weight * value for weight, value in zip(self.weights, values, strict=True) if value == value]
-        return sum(seen) if seen else None
+def totals(rewards_BN: Tensor, weights_N: Tensor) -> list[float | None]:
+    """By row, the weighted sum of the scalar rewards that are there (not NaN); None if there are none."""
+    weights = weights_N.tolist()
+    rows = [[w * value for w, value in zip(weights, row, strict=True) if value == value] for row in rewards_BN.tolist()]
+    return [sum(seen) if seen else None for seen in rows]
 
 
 def sample(
+    accelerator: Accelerator,
     inputs: Sequence[dict[str, Any]],
     out: Out,
     reward_BT: Tensor,
@@ -81,22 +73,30 @@ def sample(
     outcomes: Sequence[float | None],
     token_text: Callable[[int], str],
 ) -> Rollouts:
-    """Rows spread evenly over the batch. `step` counts the steps done: it moves the rows, so that not every sample is
-    the first of its group."""
-    total = len(inputs)
+    """Rows spread evenly over the batch of all processes, the same on each. `step` counts the steps done: it moves the
+    rows, so that not every sample is the first of its group. `texts` and `outcomes` are those of all processes."""
+    first, total = accelerator.process_index * len(inputs), accelerator.num_processes * len(inputs)
     count = min(count, total)
-    rows = sorted({(i * total // count + step) % total for i in range(count)}) if count else []
+    chosen = sorted({(i * total // count + step) % total for i in range(count)}) if count else []
+    rows = [row - first for row in chosen if first <= row < first + len(inputs)]
     completions, pooled_B = completions_of(out), pool(reward_BT, mask_BT, "mean").tolist()
-    return Rollouts(
+    own = Rollouts(
         step=step + 1,
         question_ids=[str(inputs[row].get("question_id", "")) for row in rows],
         prompts=[inputs[row]["prompt"] for row in rows],
-        completions=[texts[row] for row in rows],
+        completions=[texts[first + row] for row in rows],
         tokens=[[token_text(token) for token in completions[row]] for row in rows],
         token_rewards=[reward_BT[row, : len(completions[row])].tolist() for row in rows],
-        outcomes=[outcomes[row] for row in rows],
+        outcomes=[outcomes[first + row] for row in rows],
         feature_rewards=[pooled_B[row] for row in rows],
     )
+    return _joined(gather_object([own]))
+
+
+def _joined(parts: Sequence[Rollouts]) -> Rollouts:
+    names = [field.name for field in fields(Rollouts) if field.name != "step"]
+    lists: dict[str, Any] = {name: [value for part in parts for value in getattr(part, name)] for name in names}
+    return replace(parts[0], **lists)
 
 
 def _unpadded(ids_BT: Tensor, mask_BT: Tensor) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from mechreward.hacking import GuardConfig, Regularizers
 from mechreward.reward import CompositeReward, Credit, FeatureReward, NoopNormalization, WeightSchedule
 from mechreward.reward.credit import check_credit
 from mechreward.reward.schedule import check_weight
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WEIGHT = 0.1
 _STATE_KEY = "MechRewardDense"
@@ -29,8 +32,9 @@ class DenseConfig:
     weight: float | WeightSchedule | None = None
     """Lambda: RMS of the dense advantage as a share of the outcome advantage's, one number or a schedule over the run's
     steps (`mechreward.reward.schedule`). None: the dense weights over the other weights where the user gave weights
-    (CompositeReward or `args.reward_weights`), else 0.1. With 0 the rewards are read and logged but do not train.
-    For credit `stage3` it is the seed's raw lambda."""
+    (`args.reward_weights`, or those of a CompositeReward that holds a FeatureReward), else 0.1, also where no other
+    reward has a weight. With 0 the rewards are read and logged but do not train. For credit `stage3` it is the seed's
+    raw lambda."""
     credit: Credit = "per_token"
     """How token rewards become credits, see `mechreward.reward.credit`."""
     gamma: float = 1.0
@@ -95,6 +99,17 @@ class RewardParts:
     scalar_weights: list[float]
     share: float
     """The lambda that the weights imply."""
+    unweighed: bool
+    """Whether weights of dense rewards were given that imply none: no other reward has a weight."""
+
+    def check_share(self, weight: float | WeightSchedule | None) -> None:
+        """Says so where lambda is left to weights that imply none."""
+        if self.unweighed and weight is None:
+            logger.warning(
+                "reward_weights: no other reward has a weight, so those of dense rewards only weigh these against each "
+                "other, and lambda is %s; set DenseConfig.weight to choose it",
+                self.share,
+            )
 
 
 def load_outcome_rms(state: TrainerState) -> float:
@@ -131,13 +146,15 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
                 f"{reward.name}: its normalization acts on whole completions and has no meaning for token rewards; "
                 "use normalization 'noop' in this trainer"
             )
-    given = weights is not None or any(isinstance(reward, CompositeReward) and reward.weighted for reward in rewards)
+    given = bool(dense) and (weights is not None or any(map(_weighs_features, rewards)))
+    against = sum(abs(weight) for _, weight in scalar)
     return RewardParts(
         dense=[reward for reward, _ in dense],
         dense_weights=[weight for _, weight in dense],
         scalar=[reward for reward, _ in scalar],
         scalar_weights=[weight for _, weight in scalar],
-        share=_implied_share([w for _, w in dense], [w for _, w in scalar]) if given else DEFAULT_WEIGHT,
+        share=sum(abs(weight) for _, weight in dense) / against if given and against else DEFAULT_WEIGHT,
+        unweighed=given and not against,
     )
 
 
@@ -159,9 +176,11 @@ def _holds_features(reward: CompositeReward) -> bool:
     )
 
 
-def _implied_share(dense: list[float], scalar: list[float]) -> float:
-    total = sum(map(abs, scalar))
-    return sum(map(abs, dense)) / total if total else DEFAULT_WEIGHT
+def _weighs_features(reward: Any) -> bool:
+    """Whether a composite with weights of its own holds a FeatureReward, at any depth."""
+    if not isinstance(reward, CompositeReward) or not _holds_features(reward):
+        return False
+    return reward.weighted or any(map(_weighs_features, reward.rewards))
 
 
 def no_outcome(prompts: list[Any], **_: Any) -> list[float]:

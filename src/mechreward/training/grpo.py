@@ -32,12 +32,11 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from mechreward.errors import InputError
 from mechreward.hacking import DualVerifier
 from mechreward.models import unwrap
 from mechreward.reward import Advantages, dense_advantages, stage3_advantages, step_ends, token_credit
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
-from mechreward.training.batch import Scalars, completions_of, like, loss_mask, prompts_of, rows_of_all, sample
+from mechreward.training.batch import completions_of, like, loss_mask, prompts_of, rows_of_all, sample, totals
 from mechreward.training.checks import check_batch, check_rewards, check_scalar_rewards, check_token_rewards
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
 from mechreward.training.generation import cache_length, use_static_cache, wants_static_cache
@@ -45,8 +44,8 @@ from mechreward.training.guard import Event, Guard
 from mechreward.training.host import check_host
 from mechreward.training.last_good import GuardCallback
 from mechreward.training.logging import Rollouts
-from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics
-from mechreward.training.reader import EXACT, ROUGH, Reader, Tap, agrees, difference, frozen_decoder, largest
+from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics, numbered
+from mechreward.training.reader import Reader, Tap, Trust, frozen_decoder, policy_or_frozen, refuse_sharded
 from mechreward.training.shaping import shaped
 
 
@@ -56,7 +55,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     Args:
         reward_funcs: as TRL's; FeatureRewards among them, also inside a `sum` CompositeReward, become dense.
         dense: options of the dense part.
-        on_rollouts: called after each training generation with a sample of it (see `Rollouts`).
+        on_rollouts: called after each training generation with a sample of it (see `Rollouts`), on the main process.
         dual, on_guard: a second opinion on every rollout, and what is told of what the guards find: see `Guard`.
 
     Raises:
@@ -88,14 +87,18 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self.dense_rewards = parts.dense
         self.dense_weights = parts.dense_weights
         self._implied_share = parts.share
+        parts.check_share(self.dense.weight)
+        names = numbered([*self.reward_func_names, *(reward.name for reward in parts.dense)])
+        self._dense_names = names[len(self.reward_func_names) :]
         self._has_outcome = bool(parts.scalar)
         self._on_rollouts = on_rollouts
         self._token_texts: dict[int, str] = {}
         self._ends_step: dict[int, bool] = {}
         self._tap = Tap(parts.dense if self.dense.tap else [])
-        self._tap_agrees: bool | None = None
         self._frozen: torch.nn.Module | None = None
         policy = self.accelerator.unwrap_model(self.model)
+        exact = unwrap(policy).dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        self._trust = Trust(self.accelerator.device, exact, every=self.dense.gap_every or 10)
         # An adapter that training started with: turned off, it leaves the model as it was.
         self._new_adapter = isinstance(policy, PeftModel) and not isinstance(model, PeftModel)
         self._check_setup(policy)
@@ -125,6 +128,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **named: Any) -> Tensor:
         rewards_BN: Tensor = super()._calculate_rewards(*args, **named)
         check_scalar_rewards(rewards_BN, self.reward_func_names)
+        self._rewards_BN = rewards_BN
         return rewards_BN
 
     def _check_setup(self, policy: Any) -> None:
@@ -134,12 +138,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         copied = (
             self.dense_rewards and (self.dense.reader == "frozen" or self.dense.gap_every) and not self._new_adapter
         )
-        if copied and self._sharded:
-            raise InputError(
-                "reader, gap_every: a frozen copy of sharded weights (FSDP, DeepSpeed) cannot be kept; train a new "
-                "adapter (peft_config), or use reader='policy', gap_every=0"
-            )
         if copied:
+            refuse_sharded(self._sharded, "reader, gap_every", "use reader='policy', gap_every=0")
             self._frozen = frozen_decoder(policy, max(reward.layer for reward in self.dense_rewards))
 
     @property
@@ -156,7 +156,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     ) -> Any:
         tapping: AbstractContextManager[None] = nullcontext()
         reader = self._reader_of(model) if self._tap.open else None
-        if reader == self.dense.reader:
+        if reader == self.dense.reader and self._trust.allows(model):
             tapping = self._tap.catching(reader, model, attention_mask, logits_to_keep)
         with tapping:
             return super()._get_per_token_logps_and_entropies(
@@ -168,12 +168,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if self.ref_model is not None and model is self.ref_model:
             args: Any = self.args
             return None if args.sync_ref_model else "frozen"
-        policy = self.accelerator.unwrap_model(self.model)
-        if not isinstance(policy, PeftModel):
-            return "policy"
-        status = policy.get_model_status()
-        # TRL scores the reference with adapters off, or with the copy named "ref" that it made at the start.
-        return "policy" if status.enabled is True and "ref" not in status.active_adapters else "frozen"
+        return policy_or_frozen(self.accelerator.unwrap_model(self.model))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         for reward in self.dense_rewards:
@@ -185,9 +180,10 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if self.dense_rewards:
             check_batch(out, loss_mask_BT, first=self.state.global_step == 0, longest=self.max_completion_length)
             reward_BT, readable_BT = self._read(out, mode)
-            reward_BT = shaped(self, out, reward_BT, readable_BT & loss_mask_BT)
+            # What is added to the rewards trains; guards, gap and rollouts judge what was read.
+            shaped_BT = shaped(self, out, reward_BT, readable_BT & loss_mask_BT)
             outcome_B = out["advantages"]
-            advantages = self._advantages(out, reward_BT, readable_BT & loss_mask_BT, loss_mask_BT, mode)
+            advantages = self._advantages(out, shaped_BT, readable_BT & loss_mask_BT, loss_mask_BT, mode)
             assert advantages.total_BT.shape == out["completion_ids"].shape
             if self.dense_share > 0:
                 out["advantages"] = advantages.total_BT.to(outcome_B.dtype)
@@ -201,7 +197,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             reward_BT, readable_BT = torch.zeros(loss_mask_BT.shape), torch.zeros_like(loss_mask_BT)
         if self._on_rollouts is not None and mode == "train":
             mask_BT = readable_BT & loss_mask_BT
-            self._on_rollouts(self._sample(inputs, out, reward_BT.masked_fill(~mask_BT, 0.0), mask_BT))
+            rollouts = self._sample(inputs, out, reward_BT.masked_fill(~mask_BT, 0.0), mask_BT)
+            if self.accelerator.is_main_process:
+                self._on_rollouts(rollouts)
         return out
 
     def _mode(self) -> str:
@@ -213,30 +211,30 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         started = time.perf_counter()
         parts = self._parts(out, mode)
         total_BT, all_readable_BT = self._sum(parts)
-        for reward, (reward_BT, readable_BT) in zip(self.dense_rewards, parts, strict=True):
+        named = zip(self.dense_rewards, self._dense_names, parts, strict=True)
+        for reward, name, (reward_BT, readable_BT) in named:
             check_token_rewards(reward, reward_BT, readable_BT)
             ends_BT = reward.step_ends(self._tokenizer, completions_of(out))
             ends_BT = None if ends_BT is None else like(out, ends_BT)
-            self._log_numbers(mode, component_metrics(reward, reward_BT, readable_BT & loss_mask(out), ends_BT))
+            mask_BT = readable_BT & loss_mask(out)
+            self._log_numbers(mode, component_metrics(reward, name, reward_BT, mask_BT, ends_BT))
         self._metrics[mode]["dense/reader_seconds"].append(time.perf_counter() - started)
         return total_BT, all_readable_BT
 
     def _parts(self, out: dict[str, Any], mode: str) -> list[TokenRewards]:
-        """Token rewards of each dense reward: tapped where that is known to be what our own forward reads."""
-        tapped = self._tap.take(self.dense.reader)
-        if tapped is None or self._tap_agrees is False:
-            return self._forward(self.dense.reader, out)
-        if self._tap_agrees is None:
-            read = self._forward(self.dense.reader, out)
-            apart = largest(difference(tapped, read), self.accelerator.device)
-            if apart is None:
-                return read
-            policy = unwrap(self.accelerator.unwrap_model(self.model))
-            exact = policy.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-            self._tap_agrees = agrees(apart, EXACT if exact else ROUGH)
+        """Token rewards of each dense reward: tapped where that is known to be what our own forward reads. Evaluation
+        decides nothing: the model is not then as it trains."""
+        tapped, trust, trains = self._tap.take(self.dense.reader), self._trust, mode == "train"
+        step, prompt_mask_BP = self.state.global_step, out["prompt_mask"]
+        if tapped is not None and trust.agrees and not (trains and trust.due(step, prompt_mask_BP)):
+            return tapped
+        read = self._forward(self.dense.reader, out)
+        if tapped is None or not trains:
+            return read
+        apart = trust.compare(tapped, read, step, prompt_mask_BP)
+        if apart is not None:
             self._metrics[mode]["dense/tap_difference"].append(apart)
-            return tapped if self._tap_agrees else read
-        return tapped
+        return tapped if trust.agrees else read
 
     def _forward(self, reader: Reader, out: dict[str, Any]) -> list[TokenRewards]:
         """Token rewards by one forward over the unpadded rows, in evaluation mode, stopped after the last block."""
@@ -278,10 +276,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if self.dense.credit == "stage3":
             prompt_lengths_B = gather(out["prompt_mask"].sum(1))
             reward_BT = rows_of_all(self.accelerator, reward_BT.masked_fill(~mask_BT, 0.0))
-            scalars = self._scalars(len(reward_BT))
-            outcomes = [scalars.total(row) for row in range(len(reward_BT))]
             missing = math.nan if self._has_outcome else 0.0
-            outcome_B = torch.tensor([missing if value is None else value for value in outcomes]).to(reward_BT.device)
+            outcome_B = torch.tensor([missing if value is None else value for value in self._outcomes()])
+            outcome_B = outcome_B.to(reward_BT.device)
             everywhere = stage3_advantages(
                 outcome_B, reward_BT, masks[1], prompt_lengths_B, group_size, self.dense_share
             )
@@ -323,24 +320,20 @@ class MechRewardGRPOTrainer(GRPOTrainer):
     def _sample(
         self, inputs: list[dict[str, Any]], out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor
     ) -> Rollouts:
-        rows, first = len(inputs), self.accelerator.process_index * len(inputs)
-        logged, scalars = rows * self.accelerator.num_processes, self._scalars(rows * self.accelerator.num_processes)
         logs: Any = self._logs
         return sample(
+            self.accelerator,
             inputs,
             out,
             reward_BT,
             mask_BT,
             count=self.dense.sample_rollouts,
             step=self.state.global_step,
-            texts=list(logs["completion"])[-logged:][first : first + rows],
-            outcomes=[scalars.total(row) for row in range(first, first + rows)],
+            texts=list(logs["completion"])[-len(self._rewards_BN) :],
+            outcomes=self._outcomes(),
             token_text=self._token_text,
         )
 
-    def _scalars(self, rows: int) -> Scalars:
-        """Scalar rewards of the latest `rows`, those of all processes."""
-        logs: Any = self._logs
-        names = self.reward_func_names if self._has_outcome else []
-        columns = [list(logs["rewards"][name])[-rows:] for name in names]
-        return Scalars(columns, self.reward_weights.tolist()[: len(columns)])
+    def _outcomes(self) -> list[float | None]:
+        """Weighted sums of the scalar rewards of the latest batch, of the rows of all processes."""
+        return totals(self._rewards_BN, self.reward_weights) if self._has_outcome else [None] * len(self._rewards_BN)

@@ -10,19 +10,23 @@ Nothing is done where the dense part does not train (lambda 0): the step is then
 When `GuardConfig.patience` evaluations in a row have a finding the run stops after the step; in the last one a single
 finding will do, since nothing comes after it that could clear the policy. The last good policy is kept beside the
 checkpoints (`good/`), see `last_good`.
-What the detector remembers is in the trainer state, so that a resumed run judges the same.
+What the detector remembers is in the trainer state, so that a resumed run judges the same, and one that was stopped
+stays so (`why_stopped`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather
 from jaxtyping import Bool
 from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mechreward.features.steps import step_ends
 from mechreward.hacking import (
@@ -36,8 +40,8 @@ from mechreward.hacking import (
 )
 from mechreward.models import check_layer, find_blocks, iter_blocks
 from mechreward.reward import pool
-from mechreward.training.batch import completions_of, like, prompts_of
-from mechreward.training.reader import frozen_decoder
+from mechreward.training.batch import completions_of, like, loss_mask, prompts_of
+from mechreward.training.reader import frozen_decoder, refuse_sharded
 
 if TYPE_CHECKING:
     from mechreward.training.grpo import MechRewardGRPOTrainer
@@ -52,10 +56,11 @@ class Guard:
     Args:
         trainer: whose batches are watched; `trainer.dense.guard` says how.
         dual: the second opinion, if there is one.
-        on_event: called with `step`, `findings`, `flagged` and `stop` of each evaluation that has a finding.
+        on_event: called with `step`, `findings`, `flagged` and `stop` of each evaluation that has a finding, on the
+            main process.
 
     Raises:
-        InputError: if the dual verifier's blocks are not the model's.
+        InputError: if the dual verifier's blocks are not the model's, or it needs a copy of sharded weights.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Guard:
         deepest = max([*dual.layers, *(reward.layer for reward in self.trainer.dense_rewards)])
         frozen = self.trainer._frozen
         if not self.trainer._new_adapter and (frozen is None or len(find_blocks(frozen)) <= deepest):
+            refuse_sharded(self.trainer._sharded, "dual", "give no dual verifier")
             self.trainer._frozen = frozen_decoder(policy, deepest)
 
     @property
@@ -134,19 +140,18 @@ class Guard:
     def _apply(self, out: dict[str, Any], flagged_B: Tensor, loss_mask_BT: Tensor, size: int) -> None:
         action = self.config.action if self.dual is None else self.dual.action
         factor = self.config.downweight_factor if self.dual is None else self.dual.downweight_factor
-        if not flagged_B.any():
-            return
-        advantages, kept_BT = act_on_rollouts(
-            out["advantages"], loss_mask_BT, flagged_B, action, group_size=size, factor=factor
-        )
-        out["advantages"] = advantages
-        if action == "drop":
-            out["completion_mask"] = out["completion_mask"] * kept_BT.any(1, keepdim=True)
+        if flagged_B.any():
+            out["advantages"], kept_BT = act_on_rollouts(
+                out["advantages"], loss_mask_BT, flagged_B, action, group_size=size, factor=factor
+            )
+            if action == "drop":
+                out["completion_mask"] = out["completion_mask"] * kept_BT.any(1, keepdim=True)
+        if action == "drop":  # by all processes, whichever of them has flagged rows
+            out["num_items_in_batch"] = gather(loss_mask(out).sum()).sum()
 
     def _outcomes(self, rows: int) -> Tensor:
-        scalars = self.trainer._scalars(rows * self.trainer.accelerator.num_processes)
         first = self.trainer.accelerator.process_index * rows
-        totals = [scalars.total(row) for row in range(first, first + rows)]
+        totals = self.trainer._outcomes()[first : first + rows]
         return torch.tensor([float("nan") if total is None else total for total in totals])
 
     def _reads_frozen(self) -> bool:
@@ -170,8 +175,9 @@ class Guard:
         ends_BT = None
         if steps_BT is not None:
             ends_BT = like(out, step_ends(self.trainer._tokenizer, completions, self.trainer.dense.step_end))
+        size, stop = self.trainer.dense.read_batch_size, not self.trainer._sharded
         with self.trainer._model_of("frozen") as model:
-            for batch in iter_blocks(model, prompts, completions, layers, self.trainer.dense.read_batch_size):
+            for batch in iter_blocks(model, prompts, completions, layers, size, stop):
                 rows, width = batch.rows, batch.mask_BT.shape[1]
                 here_BT = mask_BT[rows, :width] & batch.mask_BT
                 scored = [reward.score_tokens(batch.h_BTD[reward.layer], batch.mask_BT)[0] for reward in rewards]
@@ -220,7 +226,7 @@ class Guard:
         if batch.disagreement_B is not None:
             numbers["guard/disagreement"] = float(batch.disagreement_B.float().mean())
         self.trainer._log_numbers("train", numbers)
-        if report.findings and self._on_event is not None:
+        if report.findings and self._on_event is not None and self.trainer.accelerator.is_main_process:
             sentences = [finding.sentence for finding in report.findings]
             step = self.trainer.state.global_step + 1
             self._on_event({"step": step, "findings": sentences, "flagged": report.flag_rate, "stop": report.stop})
@@ -230,7 +236,12 @@ class Guard:
     def _remember(self) -> None:
         kept: Any = self.trainer.state.stateful_callbacks
         calibration = None if self.dual is None else self.dual.state()
-        memory = {"detector": self.detector.state(), "dual": calibration, "entropy": self.entropy}
+        memory = {
+            "detector": self.detector.state(),
+            "dual": calibration,
+            "entropy": self.entropy,
+            "stopped": self.stopped,
+        }
         kept[_STATE_KEY] = {"args": {}, "attributes": memory}
 
     def _recall(self) -> None:
@@ -244,6 +255,12 @@ class Guard:
             return
         memory = saved["attributes"]
         self.detector.load_state(memory["detector"])
-        self.entropy = memory["entropy"]
+        self.entropy, self.stopped = memory["entropy"], memory["stopped"]
         if self.dual is not None and memory["dual"] is not None:
             self.dual.load_state(memory["dual"])
+
+
+def why_stopped(checkpoint: Path) -> str | None:
+    """Why the guards stopped the run that left the checkpoint; None if they did not."""
+    saved = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).stateful_callbacks.get(_STATE_KEY)
+    return None if saved is None else saved["attributes"]["stopped"]

@@ -2,8 +2,10 @@
 """Stopping a run whose guard has seen enough, and the policy to go back to.
 
 Copies of the policy wait in `good-pending-STEP/` until `GuardConfig.window` batches written after them have been
-looked at, as many as the detector compares over. Without a finding the latest such copy becomes `good/`; with one all
-that wait go, since the batches that showed it are their own. What training started from is the first good policy.
+looked at, as many as the detector compares over; with `num_iterations` a batch is several steps. If the last is sound
+(no finding, and they are not less accurate than the reference, see `hacking.detector`) the copy becomes `good/`, else
+it goes. With a finding all that wait go, since the batches that showed it are their own. What training started from is
+the first good policy.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mechreward.files import read_json, write_json
+from mechreward.hacking import HackingReport
 from mechreward.training.checks import warn_without_kl
 from mechreward.training.guard import Guard
 
@@ -30,6 +33,8 @@ class GuardCallback(TrainerCallback):
         args: Any = guard.trainer.args
         self.guard = guard
         self.folder = Path(args.output_dir) if args.save_strategy != "no" else None
+        self._turned = 0
+        """The detector's evaluations at the last turn."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Warns where there is no KL term; the policy that training starts or goes on from is good, unless one from
@@ -53,11 +58,13 @@ class GuardCallback(TrainerCallback):
         if report is None:
             return
         if self._keeps():
-            self._turn(state.global_step, clean=not report.findings)
+            self._turn(report)
             if not report.findings and state.global_step % self.guard.config.keep_every == 0:
                 self._save(f"{PENDING}{state.global_step}", state.global_step)
         if self.guard.stopped is not None:
             control.should_training_stop = True
+            # So that a run that is started again knows.
+            control.should_save = control.should_save or self.folder is not None
 
     def on_log(
         self,
@@ -86,23 +93,28 @@ class GuardCallback(TrainerCallback):
         assert self.folder is not None
         return sorted((int(path.name.removeprefix(PENDING)), path) for path in self.folder.glob(f"{PENDING}*"))
 
-    def _turn(self, step: int, clean: bool) -> None:
-        """After the batch of `step`: the copies that it clears, or all that it casts doubt on."""
+    def _turn(self, report: HackingReport) -> None:
+        """After a batch that is judged: the copies that it clears, or all that it casts doubt on."""
         assert self.folder is not None
-        if not self._is_main:
+        judged = self.guard.detector.evaluations
+        if judged == self._turned or not self._is_main:
             return
-        for copied, path in self._waiting():
-            if clean and copied <= step - self.guard.config.window:
+        self._turned = judged
+        for _, path in self._waiting():
+            due = read_json(path / "step.json")["judged"] <= judged - self.guard.config.window
+            if due and report.sound:
                 shutil.rmtree(self.folder / GOOD, ignore_errors=True)
                 path.rename(self.folder / GOOD)
-            elif not clean:
+            elif due or report.findings:
                 shutil.rmtree(path)
 
     def _save(self, name: str, step: int) -> None:
         assert self.folder is not None
-        self.guard.trainer.save_model(str(self.folder / name))
-        if self.guard.trainer.accelerator.is_main_process:
-            write_json(self.folder / name / "step.json", {"step": step})
+        # As an internal call: another would push the copy to the hub where `push_to_hub` is on.
+        self.guard.trainer.save_model(str(self.folder / name), _internal_call=True)
+        if self._is_main:
+            judged = self.guard.detector.evaluations
+            write_json(self.folder / name / "step.json", {"step": step, "judged": judged})
 
 
 def good_step(folder: Path | None) -> int | None:

@@ -52,6 +52,8 @@ class Rollouts:
 class JsonlMetrics(TrainerCallback):
     """Appends one JSON line a logged training step: arm, seed, step, kind "train", and the trainer's numbers.
 
+    Of several processes the main one writes.
+
     Args:
         path: metrics.jsonl; other runs may write to it before and after.
         arm: name of this run's arm.
@@ -65,6 +67,8 @@ class JsonlMetrics(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drops rows of this arm and seed beyond the step training starts from, and a line cut short by a kill."""
+        if not state.is_world_process_zero:
+            return
         rows = read_jsonl(self.path)
         kept = [row for row in rows if not self._is_later(row, state.global_step)]
         with atomic_path(self.path) as temporary:
@@ -79,7 +83,7 @@ class JsonlMetrics(TrainerCallback):
         **_: Any,
     ) -> None:
         """Writes a step's numbers; the summary at the end of training and evaluation logs are not steps."""
-        if logs is None or "loss" not in logs:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         numbers = {key: _finite(value) for key, value in logs.items() if isinstance(value, int | float | None)}
         row = {"arm": self.arm, "seed": self.seed, "step": state.global_step, "kind": "train", **numbers}
@@ -93,7 +97,8 @@ class JsonlMetrics(TrainerCallback):
 class RolloutRecorder(TrainerCallback):
     """Keeps sampled rollouts as rows of a parquet file; give it to the trainer as callback and as `on_rollouts`.
 
-    Rows are written before each checkpoint and at the end, the whole file at once.
+    Rows are written before each checkpoint and at the end, the whole file at once. Of several processes the main one,
+    which alone is given rollouts, writes.
     """
 
     def __init__(self, path: str | Path, arm: str, seed: int) -> None:
@@ -123,12 +128,13 @@ class RolloutRecorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Writes before the checkpoint is saved, so that no checkpoint is ahead of its rollouts."""
-        if control.should_save:
+        if control.should_save and state.is_world_process_zero:
             self.flush()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Writes what is left."""
-        self.flush()
+        if state.is_world_process_zero:
+            self.flush()
 
     def flush(self) -> None:
         """Writes all rows to the file, atomically."""

@@ -5,6 +5,9 @@ Every function is called by all processes, at the same time: they exchange what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import count
+
 import torch
 from accelerate.utils import gather
 from torch import Tensor
@@ -14,14 +17,25 @@ from mechreward.reward import Advantages, FeatureReward, pool
 Metrics = dict[str, float]
 
 
-def component_metrics(reward: FeatureReward, reward_BT: Tensor, mask_BT: Tensor, step_end_BT: Tensor | None) -> Metrics:
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind one that came before: `a`, `b`, `a_2`."""
+    found: list[str] = []
+    for name in names:
+        again = (f"{name}_{number}" for number in count(2))
+        found.append(name if name not in found else next(other for other in again if other not in found))
+    return found
+
+
+def component_metrics(
+    reward: FeatureReward, name: str, reward_BT: Tensor, mask_BT: Tensor, step_end_BT: Tensor | None
+) -> Metrics:
     """Mean and standard deviation (of the rows at hand) of a reward's trajectory value; nothing if no row has one."""
     pooled_B = gather(pool(reward_BT, mask_BT, reward.aggregation, step_end_BT))
     seen_B = pooled_B[~pooled_B.isnan()]
     if not len(seen_B):
         return {}
     mean, std = seen_B.mean().item(), seen_B.std(correction=0).item()
-    return {f"rewards/{reward.name}/mean": mean, f"rewards/{reward.name}/std": std}
+    return {f"rewards/{name}/mean": mean, f"rewards/{name}/std": std}
 
 
 def dense_metrics(advantages: Advantages) -> Metrics:

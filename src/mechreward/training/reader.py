@@ -6,8 +6,8 @@ that forward and scores each micro-batch as it passes, so that no residual is ke
 runs the decoder up to the last block that is read.
 
 The two differ in how they run: a tapped forward has TRL's left padding, the model's mode (dropout, if it has any) and
-the trainer's autocast; ours has none of them, as the gate has none. `difference` compares them on the first batch; a
-trainer goes on with the tap only where they agree.
+the trainer's autocast; ours has none of them, as the gate has none. A model with dropout is never tapped (`dropout`).
+Otherwise `difference` compares the two in training, and a trainer goes on with the tap only where they agree (`Trust`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather
+from peft import PeftModel
 from torch import Tensor, nn
 
+from mechreward.errors import InputError
 from mechreward.models import find_blocks, unwrap
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
@@ -98,6 +101,72 @@ class Tap:
         return reward.score_tokens(h_BTD.float(), mask_BT)
 
 
+@dataclass
+class Trust:
+    """Whether what a tap catches is what a forward of our own reads; a batch may hide that it is not.
+
+    Prompts of one length show no shift by padding, and an adapter that is still 0 shows nothing of what it will do. So
+    the two are compared on the first batch of training, on the first with left padding, and regularly.
+    """
+
+    device: torch.device
+    exact: bool
+    """Whether both run in float32."""
+    every: int
+    """Steps between comparisons."""
+    agrees: bool | None = None
+    """None before the first comparison; False is final."""
+    compared_at: int = 0
+    """Steps done at the last comparison."""
+    padded: bool = False
+    """Whether a batch with left padding was compared."""
+
+    def allows(self, model: nn.Module) -> bool:
+        """Whether a forward of `model` as it is now may be tapped: not with dropout, which says so once."""
+        if self.agrees is not False and (found := dropout(model)) is not None:
+            logger.warning(
+                "dropout: %s of the model is on in TRL's scoring pass; rewards are read by a forward of their own",
+                found,
+            )
+            self.agrees = False
+        return self.agrees is not False
+
+    def due(self, step: int, prompt_mask_BP: Tensor) -> bool:
+        """Whether to compare the two on this batch, before step `step`; called by all processes at the same time."""
+        if self.agrees is None or step - self.compared_at >= self.every:
+            return True
+        return not self.padded and _pads(prompt_mask_BP)
+
+    def compare(
+        self, tapped: Sequence[TokenRewards], read: Sequence[TokenRewards], step: int, prompt_mask_BP: Tensor
+    ) -> float | None:
+        """How far the two are apart on this batch of all processes; None, and nothing learnt, if it has no rewards."""
+        share = largest(difference(tapped, read), self.device)
+        if share is not None:
+            self.padded, self.compared_at = self.padded or _pads(prompt_mask_BP), step
+            self.agrees = agrees(share, EXACT if self.exact else ROUGH)
+        return share
+
+
+def _pads(mask_BP: Tensor) -> bool:
+    """Whether a row of any process is padded."""
+    return bool(gather((mask_BP == 0).any()[None]).any())
+
+
+def dropout(model: nn.Module) -> str | None:
+    """The first part of the decoder that drops something as the model is now, with its share; None if none does.
+
+    Attention takes its share from a field of the module (`attention_dropout`), not from an `nn.Dropout`.
+    """
+    for name, module in unwrap(model).get_decoder().named_modules():
+        fields = ("p",) if isinstance(module, nn.Dropout) else [key for key in vars(module) if "drop" in key]
+        for key in fields if module.training else ():
+            share = getattr(module, key)
+            if isinstance(share, float) and share > 0:
+                return f"{name}.{key}={share}"
+    return None
+
+
 def difference(tapped: Sequence[TokenRewards], read: Sequence[TokenRewards]) -> float | None:
     """Mean difference of two readings of a batch, as a share of the mean size of a token reward; the largest of all
     rewards. None where no token has a reward that is not 0, which says nothing."""
@@ -122,11 +191,29 @@ def agrees(share: float, allowed: float) -> bool:
     if share <= allowed:
         return True
     logger.warning(
-        "TRL's scoring pass gives token rewards that differ by %.1f %% from an undisturbed forward (dropout, or "
-        "positions shifted by padding); rewards are read by a forward of their own",
+        "TRL's scoring pass gives token rewards that differ by %.1f %% from an undisturbed forward (positions shifted "
+        "by padding, say); rewards are read by a forward of their own",
         100 * share,
     )
     return False
+
+
+def policy_or_frozen(policy: nn.Module) -> Reader:
+    """Which reader the policy is as it is now: TRL scores the reference with adapters off, or with the copy named "ref"
+    that it made at the start."""
+    if not isinstance(policy, PeftModel):
+        return "policy"
+    status = policy.get_model_status()
+    return "policy" if status.enabled is True and "ref" not in status.active_adapters else "frozen"
+
+
+def refuse_sharded(sharded: bool, asked: str, instead: str) -> None:
+    """Raises InputError where `asked` needs a copy of weights that are sharded."""
+    if sharded:
+        raise InputError(
+            f"{asked}: a frozen copy of sharded weights (FSDP, DeepSpeed) cannot be kept; train a new adapter "
+            f"(peft_config), or {instead}"
+        )
 
 
 def frozen_decoder(model: Any, layer: int) -> nn.Module:

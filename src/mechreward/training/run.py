@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from mechreward.reward import Reward
 from mechreward.tasks import Question
 from mechreward.training.dense import DenseConfig, split_rewards
 from mechreward.training.grpo import MechRewardGRPOTrainer
-from mechreward.training.guard import Event
+from mechreward.training.guard import Event, why_stopped
 from mechreward.training.last_good import load_good
 from mechreward.training.logging import EveryStep, JsonlMetrics, RolloutRecorder
 
@@ -48,7 +49,7 @@ class TrainConfig:
     steps: int = 40
     """Optimiser steps."""
     questions_per_step: int = 16
-    """Questions a step."""
+    """Questions a step, of all processes together; each process has as many of its completions."""
     generations: int = 8
     """Completions a question (the GRPO group)."""
     micro_batch: int = 32
@@ -137,7 +138,9 @@ def train_arm(
     if metrics_path is not None:
         callbacks.append(JsonlMetrics(metrics_path, arm, config.seed))
     model = _trainable(loaded, config)
-    args = make_args(config, out, next(loaded.model.parameters()).device)
+    # As torchrun and accelerate launch set it: TRL's arguments have to be made before there is a process group.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    args = make_args(config, out, next(loaded.model.parameters()).device, processes)
     copied = config.beta > 0 and not config.lora_rank and not isinstance(model, PeftModel)
     if copied:
         args.beta = 0.0  # TRL would load the reference by the model's name; what trains may be another, or have none.
@@ -161,7 +164,9 @@ def train_arm(
     if evaluate is not None:
         trainer.add_callback(EveryStep(config.eval_every, lambda step: _evaluate(evaluate, policy, step)))
     checkpoint = last_checkpoint(out)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.guard.stopped = None if checkpoint is None else why_stopped(checkpoint)
+    if trainer.guard.stopped is None:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.guard.stopped is not None:
         load_good(policy.model, out)
     policy.model.eval()
@@ -186,9 +191,18 @@ def make_dataset(questions: Sequence[Question], config: TrainConfig) -> Dataset:
     )
 
 
-def make_args(config: TrainConfig, out: Path, device: torch.device) -> GRPOConfig:
-    """TRL's arguments: one generation batch an optimiser step, one line of logs a step, nothing reported elsewhere."""
-    rows = config.questions_per_step * config.generations
+def make_args(config: TrainConfig, out: Path, device: torch.device, processes: int = 1) -> GRPOConfig:
+    """TRL's arguments: one generation batch an optimiser step, one line of logs a step, nothing reported elsewhere.
+
+    Raises:
+        InputError: if a step's completions cannot be shared out evenly among the processes.
+    """
+    rows, left = divmod(config.questions_per_step * config.generations, processes)
+    if left:
+        raise InputError(
+            f"questions_per_step, generations: {config.questions_per_step} x {config.generations} completions cannot "
+            f"be shared out evenly among {processes} processes"
+        )
     micro = max(size for size in range(1, min(config.micro_batch, rows) + 1) if rows % size == 0)
     return GRPOConfig(
         output_dir=str(out),

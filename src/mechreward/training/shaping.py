@@ -87,8 +87,9 @@ def _activations(trainer: MechRewardGRPOTrainer, out: dict[str, Any], mask_BT: T
     acts_BTK = torch.zeros(*mask_BT.shape, len(reward.feature_ids()), device=mask_BT.device)
     prompts, completions = prompts_of(out), completions_of(out)
     completions = [ids or prompt[-1:] for ids, prompt in zip(completions, prompts, strict=True)]
+    size, stop = trainer.dense.read_batch_size, not trainer._sharded
     with trainer._model_of(trainer.dense.reader) as model:
-        for batch in iter_blocks(model, prompts, completions, [reward.layer], trainer.dense.read_batch_size):
+        for batch in iter_blocks(model, prompts, completions, [reward.layer], size, stop):
             width = batch.mask_BT.shape[1]
             acts = reward.sae.read(batch.h_BTD[reward.layer], reward.feature_ids())
             acts_BTK[batch.rows, :width] = acts.to(acts_BTK.device)
