@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,3 +93,41 @@ def test_only_a_reward_that_trains_needs_its_gate(model, sae, caplog) -> None:
     assert not caplog.records
     check_rewards([reward, reward], model, trains=True)
     assert sum("carries no passed gate" in message for message in caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("found_on", "policy", "told"),
+    [
+        ("org/base-4b", "org/base-4b", False),
+        ("org/Base-4B", "/models/base-4b", False),
+        ("org/base-4b", "org/other-4b", True),
+        ("/models/smol/q4.gguf", "/models/smol", False),
+        ("", "org/other-4b", False),
+    ],
+)
+def test_a_pack_of_another_model_is_told(found_on, policy, told, model, sae, caplog, monkeypatch) -> None:
+    reward = FeatureReward({3: 1.0}, replace(sae, meta=replace(sae.meta, model_name=found_on)))
+    monkeypatch.setattr(model, "name_or_path", policy, raising=False)
+    check_rewards([reward], model, trains=False)
+    assert [f"were found on {found_on} and the policy is {policy}" in m for m in caplog.messages] == [True] * told
+
+
+def test_trajectory_credit_of_a_pack_that_pools_otherwise_is_told(model, sae, caplog) -> None:
+    for aggregation, told in (("mean", 0), ("per_token", 0), ("last_16", 1)):
+        caplog.clear()
+        rewards = [FeatureReward({3: 1.0}, sae, aggregation=aggregation)]
+        check_rewards(rewards, model, trains=True, credit="trajectory")
+        assert sum("pays the mean" in m and m.endswith("last_16") for m in caplog.messages) == told
+        check_rewards(rewards, model, trains=True, credit="step")
+        assert sum("pays the mean" in m for m in caplog.messages) == told
+
+
+def test_processing_classes_go_with_their_reward_functions(tmp_path, model, sae, char_tokenizer, make) -> None:
+    first, second = copy.deepcopy(char_tokenizer), copy.deepcopy(char_tokenizer)
+    trainer = make(
+        tmp_path, model, [gives(1.0), FeatureReward({3: 1.0}, sae), gives(2.0)], char_tokenizer,
+        reward_processing_classes=[first, None, second],
+    )  # fmt: skip
+    assert [one is other for one, other in zip(trainer.reward_processing_classes, (first, second), strict=True)] == [
+        True, True,
+    ]  # fmt: skip

@@ -45,6 +45,8 @@ def test_reward_weights_and_nested_composites_multiply() -> None:
     parts = split_rewards([CompositeReward([inner, RIGHT], weights=[0.5, 1.0]), DENSE], [2.0, -0.5])
     assert (parts.dense, parts.dense_weights) == ([OTHER, DENSE], [3.0, -0.5])
     assert (parts.scalar, parts.scalar_weights) == ([FORMAT, RIGHT], [2.0, 2.0])
+    assert parts.scalar_from == [0, 0] and split_rewards([DENSE, RIGHT, FORMAT], None).scalar_from == [1, 2]
+    assert split_rewards(None, None).scalar == []  # TRL's environments may pay all there is
     assert parts.share == pytest.approx(3.5 / 4)
 
 

@@ -181,6 +181,11 @@ def test_last_checkpoint_takes_the_furthest_whole_one(tmp_path) -> None:
         ({"steps": 0}, "steps: 0 must be"),
         ({"generations": 1}, "generations: 1; a group"),
         ({"beta": -1.0}, "beta: 0, -1.0"),
+        ({"beta": float("nan")}, "beta: 0, nan"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan must be a positive number"),
+        ({"temperature": 0.0}, "temperature: 0.0 must be a positive number"),
+        ({"loss_type": "ppo"}, "loss_type: 'ppo' is not one of grpo, bnpo"),
+        ({"schedule": "up"}, "schedule: 'up' is not one of linear, cosine"),
     ],
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:

@@ -83,7 +83,7 @@ def _load(
     weights: dict[str, Any] = {} if gguf_file else {"use_safetensors": True}
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        auto_class = _auto_class(config)
+        auto_class: Any = _auto_class(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loading = {"config": config, "dtype": dtype, "output_loading_info": True} | options | weights
         model, found = auto_class.from_pretrained(source, **loading)

@@ -52,6 +52,6 @@ def check_same_tokenizer(
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text, options: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    fixed = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    fixed: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     chat: Any = tokenizer.apply_chat_template(prompt, **fixed, **options)
     return list(chat["input_ids"])

@@ -120,8 +120,9 @@ class StepSchedule(WeightSchedule):
 
 def check_weight(name: str, value: float) -> None:
     """Raises InputError unless `value` is a finite number of 0 or more."""
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}: {value} is not allowed; a weight must be a number of 0 or more")
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise InputError(f"{name}: {value!r} is not allowed; a weight must be a number of 0 or more")
 
 
 def _check_step(step: int, total_steps: int) -> None:

@@ -55,8 +55,10 @@ def panel_scores(
     scores = {}
     for source in sources:
         questions = load_questions(source, limit=n_questions, seed=seed, prompt_format=prompt_format)
-        drawn = {"n": samples, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        answers = sample_responses(loaded, questions, batch_size=batch_size, **drawn)
+        answers = sample_responses(
+            loaded, questions, n=samples, max_new_tokens=max_new_tokens, temperature=temperature,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         judged = verify_responses(answers, questions, verifier)
         found = accuracy_interval([a.correct is True for a in judged], [a.question_id for a in judged])
         scores[source] = Score(found.value, found.error)

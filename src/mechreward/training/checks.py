@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather
 from torch import Tensor
 
 from mechreward.errors import InputError
+from mechreward.models import unwrap
 from mechreward.reward import FeatureReward
+from mechreward.tiny import model_path
 
 logger = logging.getLogger(__name__)
 
 
-def check_rewards(rewards: Sequence[FeatureReward], policy: Any, trains: bool) -> None:
-    """Raises InputError for a reward that does not fit the model; warns of one that `trains` without a passed gate."""
+def check_rewards(rewards: Sequence[FeatureReward], policy: Any, trains: bool, credit: str = "per_token") -> None:
+    """Raises InputError for a reward that does not fit the model; warns of one that `trains` without a passed gate,
+    whose pack was found on another model, or of which `credit` pays something else than was gated."""
     for reward in rewards:
         reward.check_model(policy)
         if trains and reward.gate_warning is not None:
             logger.warning(reward.gate_warning)
+        found_on, name = reward.pack.model_name, str(unwrap(policy).name_or_path)
+        if found_on and name and not _same_model(model_path(found_on), name):
+            logger.warning(
+                "%s: its features were found on %s and the policy is %s; unless made from it, they mean nothing",
+                reward.name, found_on, name,
+            )  # fmt: skip
+        if trains and credit == "trajectory" and reward.aggregation not in ("mean", "per_token"):
+            logger.warning(
+                "%s: credit 'trajectory' pays the mean of a completion's token rewards, its pack pools by %s",
+                reward.name, reward.aggregation,
+            )  # fmt: skip
+
+
+def _same_model(first: str, second: str) -> bool:
+    """Whether two names can be of one model: ids and folders by their last part; a GGUF file lies in its folder."""
+    return Path(first).name.casefold() == Path(second).name.casefold() or Path(first).parent == Path(second)
 
 
 def warn_without_kl() -> None:

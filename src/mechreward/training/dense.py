@@ -64,7 +64,7 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         check_credit(self.credit, self.gamma)
-        if isinstance(self.weight, float | int):
+        if self.weight is not None and not isinstance(self.weight, WeightSchedule):
             check_weight("weight", self.weight)
         if self.reader not in ("policy", "frozen"):
             raise InputError(f"reader: {self.reader!r} is not one of policy, frozen")
@@ -97,6 +97,8 @@ class RewardParts:
     dense_weights: list[float]
     scalar: list[Any]
     scalar_weights: list[float]
+    scalar_from: list[int]
+    """Of each scalar reward, which of the reward functions it came in."""
     share: float
     """The lambda that the weights imply."""
     unweighed: bool
@@ -134,12 +136,17 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
             or a FeatureReward has a normalization (a statistic over trajectories says nothing of a token).
     """
     rewards = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    rewards = [] if reward_funcs is None else rewards  # TRL's environments may pay all there is
     if weights is not None and len(weights) != len(rewards):
         raise InputError(f"reward_weights: {len(weights)} for {len(rewards)} reward functions; give one each")
     outer = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
-    flat = [part for reward, weight in zip(rewards, outer, strict=True) for part in _flatten(reward, weight)]
-    dense = [(reward, weight) for reward, weight in flat if isinstance(reward, FeatureReward)]
-    scalar = [(reward, weight) for reward, weight in flat if not isinstance(reward, FeatureReward)]
+    flat = [
+        (*part, place)
+        for place, (reward, weight) in enumerate(zip(rewards, outer, strict=True))
+        for part in _flatten(reward, weight)
+    ]
+    dense = [(reward, weight) for reward, weight, _ in flat if isinstance(reward, FeatureReward)]
+    scalar = [part for part in flat if not isinstance(part[0], FeatureReward)]
     for reward, _ in dense:
         if not isinstance(reward.normalization, NoopNormalization):
             raise InputError(
@@ -147,12 +154,13 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
                 "use normalization 'noop' in this trainer"
             )
     given = bool(dense) and (weights is not None or any(map(_weighs_features, rewards)))
-    against = sum(abs(weight) for _, weight in scalar)
+    against = sum(abs(weight) for _, weight, _ in scalar)
     return RewardParts(
         dense=[reward for reward, _ in dense],
         dense_weights=[weight for _, weight in dense],
-        scalar=[reward for reward, _ in scalar],
-        scalar_weights=[weight for _, weight in scalar],
+        scalar=[reward for reward, _, _ in scalar],
+        scalar_weights=[weight for _, weight, _ in scalar],
+        scalar_from=[place for _, _, place in scalar],
         share=sum(abs(weight) for _, weight in dense) / against if given and against else DEFAULT_WEIGHT,
         unweighed=given and not against,
     )

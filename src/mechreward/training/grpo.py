@@ -80,6 +80,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if args is not None and args.reward_weights is not None:
             args = copy.copy(args)
             args.reward_weights = None  # TRL would count them against the scalar rewards only; set below.
+        classes = named.get("reward_processing_classes")
+        if isinstance(classes, list) and parts.dense:
+            named["reward_processing_classes"] = [classes[place] for place in parts.scalar_from] or None
         super().__init__(model, parts.scalar or [no_outcome], args, *positional, **named)
         if parts.scalar:
             self.reward_weights[: len(parts.scalar)] = torch.tensor(parts.scalar_weights)
@@ -132,7 +135,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         return rewards_BN
 
     def _check_setup(self, policy: Any) -> None:
-        check_rewards(self.dense_rewards, policy, trains=self.dense.weight != 0)
+        check_rewards(self.dense_rewards, policy, trains=self.dense.weight != 0, credit=self.dense.credit)
         for reward in self.dense_rewards:
             reward.sae = reward.sae.to(self.accelerator.device)
         copied = (
@@ -171,8 +174,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         return policy_or_frozen(self.accelerator.unwrap_model(self.model))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        prompts = [row["prompt"] for row in inputs if "prompt" in row]  # an environment may write its own
         for reward in self.dense_rewards:
-            reward.check_prompts([row["prompt"] for row in inputs], self._tokenizer)
+            reward.check_prompts(prompts, self._tokenizer)
         with self._tap.batch():
             out: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = self._mode()

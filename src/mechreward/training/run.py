@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, SchedulerType, TrainerCallback
 from trl import GRPOConfig
 
 from mechreward.errors import InputError
@@ -36,6 +37,9 @@ from mechreward.training.grpo import MechRewardGRPOTrainer
 from mechreward.training.guard import Event, why_stopped
 from mechreward.training.last_good import load_good
 from mechreward.training.logging import EveryStep, JsonlMetrics, RolloutRecorder
+
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+"""TRL's, which looks at the name only after the first rollouts."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,15 @@ class TrainConfig:
                 raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.generations < 2:
             raise InputError(f"generations: {self.generations}; a group needs at least 2 completions")
-        if self.lora_rank < 0 or self.beta < 0:
+        if self.lora_rank < 0 or not self.beta >= 0:
             raise InputError(f"lora_rank, beta: {self.lora_rank}, {self.beta} must not be negative")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)} must be a positive number")
+        known = {"schedule": [kind.value for kind in SchedulerType], "scale_rewards": ["group", "batch", "none"]}
+        for name, names in (known | {"loss_type": LOSSES}).items():
+            if getattr(self, name) not in names:
+                raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
 
 
 def train_arm(
