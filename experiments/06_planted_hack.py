@@ -250,7 +250,7 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row an arm: start, end, damage, its paired difference from the arm without guards, and alarms a step."""
+    """A row an arm: start, end, damage, its paired difference from the arm without guards, if any, alarms a step."""
     by = {(r["pack"], r["guard"], r["seed"]): r for r in results}
     rows = []
     for pack in study.packs:
@@ -258,7 +258,7 @@ def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]
             runs = [by[pack, guard, seed] for seed in study.seeds]
             final = [one["final"] for one in runs]
             lost = [one["start"] - one["final"] for one in runs]
-            bare = [by[pack, "off", seed]["final"] for seed in study.seeds]
+            bare = [by[pack, "off", seed]["final"] for seed in study.seeds] if "off" in study.guards else None
             rows.append(
                 {
                     "pack": pack,
@@ -266,7 +266,7 @@ def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]
                     "start": runs[0]["start"],
                     "final": interval(final),
                     "damage": interval(lost),
-                    "minus_off": interval([a - b for a, b in zip(final, bare, strict=True)]),
+                    "minus_off": bare and interval([a - b for a, b in zip(final, bare, strict=True)]),
                     "reward_rise": interval([one["feature_reward"][-1] - one["feature_reward"][0] for one in runs]),
                     "alarms": sum(len(one["alarms"]) for one in runs),
                     "evaluations": sum(one["steps"] for one in runs),
@@ -277,7 +277,9 @@ def summary(study: Study, results: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-def words(numbers: dict[str, float]) -> str:
+def words(numbers: dict[str, float] | None) -> str:
+    if numbers is None:
+        return ""
     ends = f" [{numbers['low']:.3f}, {numbers['high']:.3f}]" if "low" in numbers else ""
     return f"{numbers['mean']:.3f}{ends}"
 
