@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import altair as alt
+import pandas as pd
 import tyro
+import vl_convert
 
 from mechreward.chains import Roller
 from mechreward.files import read_json, write_json
@@ -67,7 +70,27 @@ def main(study: Study) -> None:
                 write_json(one, {"config": asdict(config), **summarise(repair_known(roller, sae, responses, config))})
             rows.append({"span": span, "dose": dose, **read_json(one)})
     write_json(study.out / "doses.json", rows)
+    (study.out / "doses.svg").write_text(vl_convert.vegalite_to_svg(curve(rows).to_dict()))
     print(table(rows))
+
+
+def curve(rows: list[dict[str, Any]]) -> alt.LayerChart | alt.FacetChart:
+    """Share of chains made right by dose, an arm a colour, with Wilson's intervals; a panel a span."""
+    frame = pd.DataFrame(
+        [
+            {"span": row["span"], "dose": row["dose"], "arm": name, "right": arm["share"], "low": low, "high": high}
+            for row in rows
+            for name, arm in row["arms"].items()
+            for low, high in (arm["interval"],)
+        ]
+    )
+    base = alt.Chart(frame).encode(
+        x=alt.X("dose:Q", scale=alt.Scale(type="log", base=2), title="dose, in 99th percentiles"),
+        color="arm:N",
+    )
+    line = base.mark_line(point=True).encode(y=alt.Y("right:Q", title="chains made right"))
+    bars = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    return (line + bars).properties(width=300, height=200).facet(column="span:N")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
