@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_fuzz_with_a_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (("eval", "--questions", "tiny:easy", "--pack", TINY), "pack: its signal is compared on variations"),
         (("eval", "--questions", "tiny:easy", "--fuzz", "--pack", TINY, "--samples", "1"), "samples: 1 answer"),
         (("eval", "--questions", "tiny:easy", "--fuzz", "--pack", "none.json"), "pack: none.json is neither"),
+        (("eval", "--questions", "tiny:easy", "--fuzz", "--pack", "[/bold][sae].json"), "pack: [/bold][sae].json is"),
         (("steer", "repair"), "questions: is needed"),
+        (("steer", "repair", "--questions", "tiny:easy", "--pooling", "zzz"), "pooling: 'zzz' is not one of"),
         (("steer", "repair", "--questions", "tiny:easy", "--model", "x"), "sae: is needed to steer x"),
         (("steer", "repair", "--questions", "tiny:easy", "--tries", "0"), "tries: 0 is not allowed"),
         (("steer", "repair", "--questions", "tiny:easy", "--out", "/dev/null/x"), "out: cannot write to the folder"),
@@ -80,3 +83,78 @@ def test_repair_keeps_unknown_out(capsys: pytest.CaptureFixture[str], tmp_path: 
     for one in repairs:
         assert one.repaired_ids[: one.cut] == one.wrong_ids[: one.cut] and one.repaired_ids != one.wrong_ids
         assert one.repaired_text.split()[-1] == next(q.answer for q in split.known if q.id == one.question_id)
+
+
+class Stopped(Exception):
+    """Ends a command where a test has seen enough."""
+
+
+def stop(*_: object, **__: object) -> None:
+    raise Stopped
+
+
+def plain_questions(tmp_path: Path) -> str:
+    path = tmp_path / "plain.jsonl"
+    rows = [{"question": f"Tom has {n} pens . how many ?", "answer": str(n)} for n in range(3, 9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_what_is_varied_is_the_bare_question(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aside stands beside the question, not before the prompt's worked examples; other kinds are not tried."""
+    asked: list[str] = []
+
+    def answered(_settings, _loaded, questions, *_: object) -> None:
+        asked.extend(question.prompt for question in questions)
+        raise Stopped
+
+    monkeypatch.setattr("mechreward.cli.sae_settings.answered", answered)
+    for source, kinds, n in ((plain_questions(tmp_path), "irrelevant", 4), ("tiny:easy", "names, numbers, order,", 12)):
+        asked.clear()
+        with pytest.raises(Stopped):
+            main(
+                ["eval", "--fuzz", "--questions", source, "--limit", "2", "--out", str(tmp_path / "out"),
+                 "--prompt-format", "Q: 1 + 1 A: 2 Q: {question} A:"]
+            )  # fmt: skip
+        assert f"kinds: {kinds}" in capsys.readouterr().out and len(asked) == n
+        assert all(prompt.startswith("Q: 1 + 1 A: 2 Q: ") and prompt.endswith(" A:") for prompt in asked)
+        if kinds == "irrelevant":
+            assert asked[2] == "Q: 1 + 1 A: 2 Q: The weather was fine all day. Tom has 3 pens . how many ? A:"
+
+
+def test_answers_are_kept_whatever_comes_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechreward.gates.rephrasing.accuracies", stop)
+    with pytest.raises(Stopped):
+        main(["eval", "--questions", "tiny:easy", "--limit", "2", "--max-new-tokens", "4", "--out", str(tmp_path)])
+    assert len(load_responses(tmp_path / "responses.parquet")) == 2 * 4
+
+
+def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run[bold]"
+    code, said, _ = run(
+        capsys, "eval", "--questions", "tiny:easy", "--limit", "2", "--max-new-tokens", "4", "--out", str(out)
+    )
+    assert code == 0 and f"wrote {out / 'eval.json'}" in said
+
+
+def test_repairs_are_kept_whatever_comes_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By module: the package's functions of these names hide the modules.
+    monkeypatch.setattr(import_module("mechreward.steering.repair_known"), "repair_known", lambda *_: [])
+    monkeypatch.setattr(import_module("mechreward.steering.repair"), "summarise", stop)
+    with pytest.raises(Stopped):
+        main(
+            ["steer", "repair", "--questions", "tiny:easy", "--limit", "8", "--samples", "2", "--max-new-tokens", "4",
+             "--out", str(tmp_path)]
+        )  # fmt: skip
+    assert load_repairs(tmp_path / "repairs.parquet") == []
+
+
+def test_solutions_are_missed_before_any_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said, error = run(
+        capsys, "steer", "repair", "--questions", plain_questions(tmp_path), "--critical", "solution", "--out",
+        str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 2 and "critical: solution needs worked solutions, and question " in error and not said
+    assert not (tmp_path / "out").exists()

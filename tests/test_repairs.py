@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from mechreward.config import make_config
 from mechreward.errors import InputError
 from mechreward.features import NoFeatures
 from mechreward.files import read_json, read_jsonl
+from mechreward.inputs import prepare
 from mechreward.models import load_model
 from mechreward.pipeline import improve
 from mechreward.rollout import load_responses
-from mechreward.steering import Pair, load_repairs
+from mechreward.steering import Pair, load_repairs, save_repairs
 from mechreward.tasks import load_split
 from mechreward.tiny import MODEL
-from mechreward.views import REPAIRS
+from mechreward.views import REPAIRS, write_views
 
 QUICK: dict[str, Any] = {
     "questions": "tiny:easy", "limit": 64, "known": 0.75, "samples": 6, "eval_samples": 2, "max_new_tokens": 60,
@@ -268,3 +270,22 @@ def test_verdict_names_the_arms() -> None:
         "DPO on critical tokens against SFT on sampled right answers: final accuracy rose by "
         "+0.100 [+0.020, +0.200], p = 0.0100."
     )
+
+
+def test_chains_without_text_are_not_shown(finished: tuple[Path, list], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "chains.json").unlink()
+    kept = load_repairs(out / "repairs.parquet")[:2]
+    inputs = prepare(make_config(**QUICK, out=out, resume=True))
+    silent = replace(kept[0], wrong_ids=(inputs.loaded.tokenizer.eos_token_id,), wrong_text="", cut=0)
+    save_repairs(out / "repairs.parquet", [silent, kept[1]])
+    write_views(inputs, out, inputs.sae)
+    assert [view["question_id"] for view in read_json(out / "chains.json")["views"]] == [kept[1].question_id]
+
+
+def test_wrong_chains_without_a_critical_token_are_counted(finished: tuple[Path, list]) -> None:
+    out, _ = finished
+    known, record = load_responses(out / "responses" / "known.parquet"), read_json(out / "repair.json")
+    wrong = {response.question_id for response in known if response.correct is False}
+    assert record["n_uncut"] == len(wrong) - record["n_chains"]

@@ -40,6 +40,8 @@ from mechreward.steering import (
     save_repairs,
     summarise,
 )
+from mechreward.steering.cuts import check_critical
+from mechreward.steering.repair_known import wrong_chains
 from mechreward.training import FinetuneConfig, JsonlMetrics, finetune
 
 METHODS: dict[RepairArm, str] = {
@@ -59,11 +61,7 @@ def check_repair(inputs: Inputs) -> None:
         raise InputError(
             f"adapter: {inputs.config.adapter} cannot be fine-tuned by repair; merge it into the model first"
         )
-    bare = next((q.id for q in inputs.split.known if q.solution is None), None)
-    if inputs.config.critical == "solution" and bare is not None:
-        raise InputError(
-            f"critical: solution needs worked solutions, and question {bare} has none; use rollouts or contrast"
-        )
+    check_critical(inputs.config.critical, inputs.split.known)
 
 
 def run_repairs(
@@ -125,7 +123,8 @@ def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Res
         attempts = repair_known(roller, sae, responses, chosen)
         repairs = kept_repairs(attempts)
         save_repairs(folder / "repairs.parquet", repairs)
-        write_json(folder / "repair.json", summarise(attempts) | {"n_kept": len(repairs)})
+        uncut = sum(map(len, wrong_chains(roller, responses, chosen.chains))) - len(attempts)
+        write_json(folder / "repair.json", summarise(attempts) | {"n_kept": len(repairs), "n_uncut": uncut})
     repairs = load_repairs(folder / "repairs.parquet")
     if not repairs:
         raise InputError("repairs: no try by steering came out right; there is nothing to train on")

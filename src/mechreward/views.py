@@ -44,6 +44,7 @@ def write_views(inputs: Inputs, folder: Path, sae: SAE) -> None:
     views: list[dict[str, Any]] = []
     if inputs.config.repair_arms:
         repairs = load_repairs(folder / "repairs.parquet")
+        repairs = [one for one in repairs if one.wrong_text.strip() and one.repaired_text.strip()]
         every = max(1, len(repairs) // REPAIRS)
         views += [_repair_view(inputs, sae, pack, one) for one in repairs[::every][:REPAIRS]]
     before = load_responses(folder / "responses" / "baseline.parquet")

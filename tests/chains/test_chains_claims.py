@@ -205,3 +205,39 @@ def test_bad_input_is_one_sentence() -> None:
         ask_feature("f7", [], ["a"])
     with pytest.raises(InputError, match="^texts: all 1 are of one kind"):
         check_feature(Scripted([]), Claim("feature", "f", "x", "m"), [("a", True)])
+
+
+def test_half_a_line_is_cut_off_before_the_next_claim(tmp_path: Path) -> None:
+    path = tmp_path / "claims.jsonl"
+    requests = [Request("verdict", f"r/{i}", f"ask {i}") for i in range(2)]
+    examine(Scripted(["VERDICT: right", "VERDICT: right"]), requests, patience=ONCE, path=path)
+    path.write_bytes(path.read_bytes()[:-9])
+    again = Scripted(["VERDICT: wrong"])
+    found = examine(again, requests, patience=ONCE, path=path)
+    assert again.asked == ["ask 1"] and [claim.text for claim in found.claims] == ["right", "wrong"]
+    assert load_claims(path) == found.claims
+
+
+def test_another_chain_of_the_same_name_is_asked_anew(tmp_path: Path) -> None:
+    path = tmp_path / "claims.jsonl"
+    (first,), (second,) = (ask_verdicts("r", QUESTION, [step]) for step in STEPS)
+    assert first.subject == second.subject
+    examine(Scripted(["VERDICT: right"]), [first], patience=ONCE, path=path)
+    examine(Scripted(["VERDICT: wrong"]), [second], patience=ONCE, path=path)
+    examine(Scripted(["VERDICT: wrong"], name="other"), [first], patience=ONCE, path=path)
+    silent = Scripted([])
+    assert [examine(silent, [one], path=path).claims[0].text for one in (first, second)] == ["right", "wrong"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "verdict"}', '{"kind": "mood", "subject": "r", "text": "", "model": "m"}', "[]", "no json", ""]
+)
+def test_a_line_that_is_no_claim_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "claims.jsonl"
+    examine(Scripted(["VERDICT: right"]), [Request("verdict", "r", "?")], patience=ONCE, path=path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(
+        InputError, match=r"^claims: line 2 of .*claims.jsonl is no claim; it needs subject, text, model"
+    ):
+        load_claims(path)

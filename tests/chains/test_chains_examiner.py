@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from mechreward.models import LoadedModel
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each request with the next of `script`: a text, a status, a number of seconds, or raw bytes."""
+    """Answers each request with the next of `script`: a text, a status, a number of seconds, raw bytes, half a reply
+    ("half"), or what is no HTTP at all ("noise")."""
 
     daemon_threads = True
 
@@ -37,6 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, dict(self.headers), body))
         answer = self.server.script.pop(0)
+        if answer == "noise":
+            self.wfile.write(b"?\r\n\r\n")
+            return
         if isinstance(answer, float):
             time.sleep(answer)
             answer = "late"
@@ -44,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         message = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
         content = answer if isinstance(answer, bytes) else json.dumps(message).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) + 100 * (answer == "half")))
         self.end_headers()
         self.wfile.write(content)
 
@@ -84,7 +89,10 @@ def test_without_a_key_none_is_sent(server: Server) -> None:
     assert "Authorization" not in server.seen[0][1]
 
 
-@pytest.mark.parametrize("answer", [500, 503, 429, 408, b"no json", b"\xff", b"{}", b'{"choices": []}', b"[]", " "])
+@pytest.mark.parametrize(
+    "answer",
+    [500, 503, 429, 408, 409, b"no json", b"\xff", b"{}", b'{"choices": []}', b"[]", " ", "half", "noise"],
+)
 def test_what_may_pass_is_an_examiner_error(server: Server, answer: int | bytes | str) -> None:
     server.script = [answer]
     with pytest.raises(ExaminerError):
@@ -99,7 +107,14 @@ def test_slow_and_down(server: Server) -> None:
         EndpointExaminer("http://127.0.0.1:9/v1", "judge").ask("?")
 
 
-@pytest.mark.parametrize("status", [400, 401, 404])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_one_prompt_is_refused_for_is_passed_on(server: Server, status: int) -> None:
+    server.script = [status]
+    with pytest.raises(ExaminerError, match=rf'/chat/completions answers {status}: {{"choices": .* {status}}}}}\]}}$'):
+        EndpointExaminer(server.url, "judge").ask("?")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
 def test_what_is_refused_for_good_is_bad_input(server: Server, status: int) -> None:
     server.script = [status]
     with pytest.raises(InputError, match=rf"^examiner: .*/chat/completions answers {status} .* for 'judge'; check"):
@@ -132,9 +147,26 @@ def test_a_local_model_answers_greedily(tiny_llama, char_tokenizer) -> None:
     assert answer == examiner.ask("ab") != examiner.ask("ba") and 0 < len(answer) <= 5
 
 
+def test_a_prompt_that_is_too_long_for_a_local_model_is_skipped(tiny_llama, char_tokenizer) -> None:
+    loaded = LoadedModel(tiny_llama, char_tokenizer, "llama")
+    with pytest.raises(ExaminerError, match="needs 500 prompt tokens . 5 new ones; the model reads at most"):
+        LocalExaminer(loaded, max_new_tokens=5, chat=False).ask("a" * 500)
+    with pytest.raises(InputError, match="^chat: the tokenizer of llama has no chat template"):
+        LocalExaminer(loaded).ask("a")
+
+
 def test_bad_settings_are_one_sentence() -> None:
-    with pytest.raises(InputError, match="^url: 'localhost' is no address"):
-        EndpointExaminer("localhost", "judge")
+    for url in (
+        "localhost",
+        "http://",
+        "http://:80/v1",
+        "http://x:port/v1",
+        "http://x:99999/v1",
+        "http://a b/v1",
+        "http://[",
+    ):
+        with pytest.raises(InputError, match=f"^url: {re.escape(repr(url))} is no address"):
+            EndpointExaminer(url, "judge")
     with pytest.raises(InputError, match="^timeout: 0.0 is not allowed"):
         EndpointExaminer("http://x/v1", "judge", timeout=0.0)
     with pytest.raises(InputError, match="^tries: 0 is too small"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,3 +235,27 @@ def test_groups_hold_no_nested_prefixes(rows: list[list[int]]) -> None:
         Prefixes([rows[place] for place in group], pad_id=-1)
     nested = any(a != b and b[: len(a)] == a for a in rows for b in rows)
     assert (len(groups) > 1) == nested
+
+
+def test_random_rows_are_of_features_that_have_one(llama, hand) -> None:
+    sae = hand.make_sae(llama)
+    dead = torch.arange(48) % 4 > 0
+    sae = replace(sae, W_dec_FD=sae.W_dec_FD.masked_fill(dead[:, None], 0.0))
+    rows = random_rows(sae, [0, 4], seed=3)
+    torch.testing.assert_close(rows.norm(dim=-1), sae.decoder_rows([0, 4]).norm(dim=-1))
+    with pytest.raises(InputError, match="only 5 other features"):
+        random_rows(sae, range(0, 28, 4), seed=0)
+
+
+def test_a_random_control_turns_vectors_to_a_decoder_row(llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae)
+    variant.add_vector(vector := torch.arange(32.0))
+    h_ND = torch.ones(1, 32)
+    directions = []
+    for seed in (1, 2):
+        program = compile_rules(llama_sae, variant.rules, (), "random", seed)
+        directions.append(program.change(h_ND, program.acts(h_ND))[0] / vector.norm())
+    rows = torch.nn.functional.normalize(llama_sae.W_dec_FD, dim=-1)
+    nearest = [int((rows @ direction).argmax()) for direction in directions]
+    assert [float((rows @ d).max()) for d in directions] == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert nearest[0] != nearest[1] and float(directions[0] @ vector / vector.norm()) < 0.99

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mechreward.errors import InputError
-from mechreward.steering import Variant, contrast, repetition, steering_vector
+from mechreward.steering import Protocol, Variant, autoconditional, contrast, repetition, steering_vector, sweep
 from mechreward.steering.examples import mean_activations
-from mechreward.steering.sweep import Point, find_knee
+from mechreward.steering.sweep import Point, check_strengths, find_knee
 
 
 def test_caa_vector_averages_paraphrases_first(llama) -> None:
@@ -67,3 +67,34 @@ def test_the_knee_is_the_smallest_fluent_strength_with_most_of_the_gain() -> Non
     assert find_knee([none, point(2.0, 0.7), point(1.0, 0.64)]) == 2.0
     assert find_knee([none, point(1.0, 0.2), point(2.0, 0.1)]) is None
     assert find_knee([none, point(4.0, 1.0, fluent=False)]) is None
+
+
+def test_the_knee_of_factors_is_the_one_nearest_to_1() -> None:
+    curve = [point(0.0, 0.2, arm="none"), *(point(factor, 0.9) for factor in (0.0, 0.5, 2.0))]
+    assert find_knee(curve, "scale") == 0.5 and find_knee(curve) == 0.0
+
+
+def test_texts_of_bos_alone_are_refused(llama, llama_sae) -> None:
+    variant, texts = Variant(llama, llama_sae), [[9, 20], [0], [20, 31], [7, 5]]
+    for use in (lambda: contrast(variant, texts, texts), lambda: autoconditional(variant, texts[:1] * 4, [[0]] * 4)):
+        with pytest.raises(InputError, match="^text: '<s>' has no token but BOS"):
+            use()
+
+
+@pytest.mark.parametrize("strengths", [(1.0, float("nan")), (float("inf"),), (1.0, 1.0), ()])
+def test_strengths_that_are_none(strengths) -> None:
+    with pytest.raises(InputError, match="^strengths: .* must be at least one finite number, none of them twice"):
+        check_strengths(strengths, 4)
+
+
+def test_a_sweep_of_factors_takes_the_knee_nearest_to_1(llama, llama_sae) -> None:
+    """Both factors gain as much, against answers without an edit that score nothing."""
+    scores = iter([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    protocol = Protocol(
+        prompts=["12+7=", "a"],
+        score=lambda *_: next(scores),
+        max_new_tokens=3,
+        nll_margin=1e9,
+        repetition_margin=1.0,
+    )
+    assert sweep(Variant(llama, llama_sae), 3, [0.0, 0.9], protocol, mode="scale", controls=()).knee == 0.9

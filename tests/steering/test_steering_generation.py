@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechreward.errors import InputError
 from mechreward.models import LoadedModel, iter_logits, read_residuals, unwrap
 from mechreward.sae import SAE
 from mechreward.steering import Variant
@@ -181,3 +182,24 @@ def test_whatever_runs_inside_is_steered(llama: LoadedModel, llama_sae: SAE) -> 
     added = 2.0 * llama_sae.W_dec_FD[3] - llama_sae.W_dec_FD[20]
     torch.testing.assert_close(edited - plain, mask[..., None] * added, rtol=1e-4, atol=1e-3)
     assert torch.equal(earlier, read_residuals(llama.model, prompt, rows, 0)[0])
+
+
+def test_a_closed_token_is_left_alone_in_a_step_with_a_cache(llama: LoadedModel, llama_sae: SAE) -> None:
+    """BOS, drawn on its own, beside another token."""
+    variant, ids = Variant(llama, llama_sae), torch.tensor([[0], [9]])
+    steer(variant, "nudge")
+    with torch.no_grad():
+        plain = llama.model(ids).logits
+        with variant.steered():
+            steered = llama.model(ids).logits
+    moved = (steered - plain).abs().amax((1, 2)) > 0
+    assert moved.tolist() == [False, True]
+
+
+def test_ids_of_another_forward_are_no_ids(llama: LoadedModel, llama_sae: SAE) -> None:
+    variant, ids = Variant(llama, llama_sae), torch.tensor([[9, 20, 31]])
+    steer(variant, "nudge")
+    with torch.no_grad(), variant.steered():
+        llama.model(input_ids=ids)
+        with pytest.raises(InputError, match="^inputs_embeds: a steered model needs token ids"):
+            llama.model(inputs_embeds=torch.zeros(1, 3, 32))

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 
+import pandas as pd
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from mechreward.chains import Roller, decompose, step_of
+from mechreward.chains import ContrastiveConfig, Roller, decompose, step_of
 from mechreward.errors import InputError
+from mechreward.features import ContrastTable, NoFeatures
+from mechreward.gates import accuracy_interval
 from mechreward.gates.statistics import mcnemar_p
-from mechreward.rollout import Response, sample_responses, verify_responses
+from mechreward.rollout import Response, continue_responses, sample_responses, verify_responses
 from mechreward.steering import Cut, RepairConfig, Variant, find_cuts, kept_repairs, repair, repair_known, summarise
-from mechreward.steering.repair import Attempt, load_repairs, save_repairs
-from mechreward.steering.repair_known import set_edits, steering_features
+from mechreward.steering.program import random_rows
+from mechreward.steering.repair import Attempt, _step_end, load_repairs, save_repairs
+from mechreward.steering.repair_known import set_edits, steering_features, wrong_chains
 from mechreward.tasks import Question, load_questions, split_questions
 from mechreward.verifiers import Verdict, gsm8k_exact_match
 
@@ -152,7 +157,7 @@ def test_bad_input(roller, variant, llama, llama_sae) -> None:
         repair(variant, roller, [replace(wrong[0], correct=True)], cuts[:1], tries=1)
     with pytest.raises(InputError, match="critical: 'guess' is not known"):
         find_cuts(roller, wrong, "guess")
-    with pytest.raises(InputError, match="q0 has no worked solution; use critical rollouts or contrast"):
+    with pytest.raises(InputError, match="solution needs worked solutions, and question q0 has none; use rollouts or"):
         find_cuts(roller, wrong, "solution")
     with pytest.raises(InputError, match="tries: 0 is too small"):
         RepairConfig(tries=0)
@@ -228,3 +233,147 @@ def test_without_features_no_critical_token_is_looked_for(known, reasoner, reaso
     monkeypatch.setattr(room, "find_cuts", lambda *_, **__: pytest.fail("rollouts before features"))
     with pytest.raises(InputError, match="features: "):
         repair_known(roller, reasoner_sae, few, RepairConfig())
+
+
+def test_a_response_without_text_has_no_cut(roller, known, reasoner) -> None:
+    wrong = chains(roller)
+    silent = replace(wrong[0], completion_ids=(1,), logprobs=(-1.0,), text="", finish="eos")
+    plain = find_cuts(roller, wrong, "rollouts", rollouts=1)
+    assert find_cuts(roller, [silent, *wrong], "rollouts", rollouts=1) == [None, *plain]
+    assert find_cuts(roller, [silent], "rollouts", rollouts=1) == [None]
+    questions, responses = known
+    on_tiny = Roller(reasoner, questions, gsm8k_exact_match, 80)
+    lost = [response for response in responses if not response.correct][:2]
+    silent = replace(lost[0], completion_ids=(reasoner.tokenizer.eos_token_id,), logprobs=(-1.0,), text="")
+    cuts = find_cuts(on_tiny, [lost[0], silent, lost[1]], "solution")
+    assert cuts == [find_cuts(on_tiny, lost[:1], "solution")[0], None, find_cuts(on_tiny, lost[1:], "solution")[0]]
+    assert any(cuts)
+
+
+def test_one_question_is_compared_with_nothing() -> None:
+    found = summarise(cases()[:1])
+    assert found["n_questions"] == 1 and found["steered_against"] == {"resampled": None, "random": None}
+    assert found["arms"]["steered"]["repaired"] == 1
+
+
+def test_intervals_of_tries_are_clustered_by_question() -> None:
+    found, attempts = summarise(cases()), cases()
+    right = [bool(r.correct) for a in attempts for r in a.arms["resampled"]]
+    questions = [a.wrong.question_id for a in attempts for _ in a.arms["resampled"]]
+    by_question, each = accuracy_interval(right, questions), accuracy_interval(right, [str(i) for i in range(18)])
+    assert found["arms"]["resampled"]["tries"]["interval"] == [by_question.low, by_question.high]
+    assert (by_question.low, by_question.high) != (each.low, each.high)
+
+
+def test_repairs_of_other_columns_are_refused(tmp_path) -> None:
+    path = tmp_path / "r.parquet"
+    save_repairs(path, kept_repairs(cases()))
+    pd.read_parquet(path).assign(mood="good").to_parquet(path)
+    with pytest.raises(InputError, match="^repairs: .* has the columns .*'mood'.*; it must have"):
+        load_repairs(path)
+
+
+def test_a_try_without_text_has_nothing_more_to_write(roller) -> None:
+    silent = replace(chains(roller)[0], completion_ids=(1,), logprobs=(-1.0,), text="")
+    assert _step_end(roller, silent, 0) == 1
+
+
+def test_the_random_arm_is_the_edits_along_random_rows_of_the_seed(roller, variant, hand, llama, llama_sae) -> None:
+    seeded = replace(roller, seed=7)
+    turned = llama_sae.W_dec_FD.clone()
+    turned[sorted(FEATURES)] = random_rows(llama_sae, sorted(FEATURES), 7)
+    along = replace(llama_sae, W_dec_FD=turned)
+    for a in repair(variant, seeded, chains(roller), [Cut(4), Cut(0), Cut(3)], tries=1, span="rest"):
+        kept = [*a.wrong.completion_ids[: a.cut.token]]
+        start = [*a.wrong.prompt_ids, *kept]
+        wanted = kept + hand.greedy(llama, along, change, start, LENGTH - len(kept), completion_only=True)
+        assert [list(r.completion_ids) for r in a.arms["random"]] == [wanted]
+
+
+def test_tries_are_drawn_with_the_seed_of_the_roller(roller, variant) -> None:
+    seeded = replace(roller, seed=7, temperature=1.0)
+    wrong, starts = chains(roller), [4, 0, 3]
+    drawn = continue_responses(roller.loaded, wrong, starts, n=2, max_new_tokens=LENGTH, temperature=1.0, seed=7)
+    for a, group in zip(repair(variant, seeded, wrong, [Cut(t) for t in starts], tries=2), drawn, strict=True):
+        assert [r.completion_ids for r in a.arms["resampled"]] == [r.completion_ids for r in group]
+
+
+def test_a_condition_holds_where_any_feature_of_wrong_chains_fires_by_a_tenth(llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae)
+    variant.calibrate(chains(Roller(llama, [], even, LENGTH)))
+    first, second, third = [int(i) for i in range(48) if variant.scales.p99_F[i] > 0][:3]
+    set_edits(variant, [first], [second, third], RepairConfig(when="wrong"))
+    shares = {first: [9, 0, 0, 0, 0], second: [0, 0.09, 0.11, 0, 0.5], third: [0, 0.09, 0, 0.11, 0.5]}
+    acts = {f: torch.tensor(row) * variant.scales.unit(f) for f, row in shares.items()}
+    assert variant.rules[0].condition.holds(acts).tolist() == [False, False, True, True, True]
+
+
+def test_features_of_both_kinds_are_chosen_apart(llama, llama_sae, monkeypatch) -> None:
+    """The largest effects are all of wrong answers; none of right ones is cut away for them."""
+    room = import_module("mechreward.steering.repair_known")
+    effects = [-9.0, -8.0, -7.0, -6.0, 2.0, 1.5, 1.0, 3.0]
+    columns = {"id": range(8), "effect": effects, "q_value": 0.01, "stability": [1.0] * 7 + [0.1], "scale": 1.0}
+    tables = [ContrastTable(pd.DataFrame(columns), 9, 9, 90, method="contrast")]
+    monkeypatch.setattr(room, "discover", lambda *_, **__: tables[-1])
+    variant, choose = Variant(llama, llama_sae), steering_features
+    assert choose(variant, [], RepairConfig(n_features=4)) == ([4, 5], [0, 1])
+    assert choose(variant, [], RepairConfig(n_features=3)) == ([4, 5], [0])
+    assert choose(variant, [], RepairConfig(n_features=1)) == ([4], [])
+    tables.append(replace(tables[0], frame=tables[0].frame.assign(effect=[-abs(effect) for effect in effects])))
+    with pytest.raises(NoFeatures, match="^features: all 7 that are significant and stable go with wrong answers"):
+        choose(variant, [], RepairConfig(n_features=2))
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ({"span": "x"}, "span: 'x' is not known"),
+        ({"critical": "x"}, "critical: 'x' is not known"),
+        ({"strength": -1.0}, "strength: -1.0 is not allowed"),
+        ({"pooling": "zzz"}, "pooling: 'zzz' is not one of"),
+    ],
+)
+def test_settings_of_a_repair_are_checked_when_they_are_made(field, sentence) -> None:
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        RepairConfig(**field)
+
+
+def test_no_more_chains_are_tried_than_asked_for(llama) -> None:
+    questions = [Question(f"q{i}", f"x{i}", "1") for i in range(12)]
+    roller = Roller(llama, questions, even, LENGTH)
+    halves = [{q.id for q in half} for half in split_questions(questions, 0.5, 0)]
+    wrong = [Response(q.id, k, (0,), (4, k), "w", (-1.0,) * 2, "eos", False) for q in questions for k in (1, 2)]
+    for most, wanted in ((1, (1, 0)), (2, (1, 1)), (5, (3, 2)), (99, (6, 6))):
+        found = wrong_chains(roller, wrong, most)
+        assert tuple(map(len, found)) == wanted
+        assert all(
+            r.question_id in ids and r.sample == 1 for side, ids in zip(found, halves, strict=True) for r in side
+        )
+    few = [r for r in wrong if r.question_id in halves[1]]
+    assert tuple(map(len, wrong_chains(roller, few, 5))) == (0, 5)
+
+
+def test_what_is_asked_for_reaches_the_arms(known, reasoner, reasoner_sae, monkeypatch) -> None:
+    questions, responses = known
+    room = import_module("mechreward.steering.repair_known")
+    asked = []
+
+    def cuts(_roller, wrong, critical, **options):
+        asked.append((critical, options["rollouts"], options["contrastive"]))
+        assert {r.question_id for r in wrong}.isdisjoint(r.question_id for r in options["others"])
+        return [None, *[Cut(0)] * (len(wrong) - 1)]
+
+    def repaired(_variant, _roller, wrong, cuts, **options):
+        asked.append(options)
+        return [Attempt(response, cut, "{}", {}) for response, cut in zip(wrong, cuts, strict=True)]
+
+    monkeypatch.setattr(room, "_steered_by", lambda *_: Variant(reasoner, reasoner_sae))
+    monkeypatch.setattr(room, "find_cuts", cuts)
+    monkeypatch.setattr(room, "repair", repaired)
+    contrastive = ContrastiveConfig(epochs=3)
+    config = RepairConfig(critical="contrast", rollouts=5, contrastive=contrastive, tries=7, span="rest", chains=6)
+    tried = repair_known(Roller(reasoner, questions, even, 80), reasoner_sae, responses, config)
+    assert asked == [("contrast", 5, contrastive), {"tries": 7, "span": "rest"}] * 2 and len(tried) == 4
+    for response in (a.wrong for a in tried):
+        lost = [r for r in responses if r.question_id == response.question_id and r.correct is False]
+        assert response == lost[0]

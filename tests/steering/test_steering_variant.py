@@ -271,3 +271,87 @@ def test_search_and_neighbours(llama_sae, variant) -> None:
         variant.search(" ")
     with pytest.raises(InputError, match="none to search"):
         variant.rerank([9], "sums")
+
+
+@pytest.mark.parametrize("where", ["all", "completion"])
+def test_moments_do_not_depend_on_the_batch(where, llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae, where=where)
+    rows = [[9, 20], [7, 30, 8, 50], [12, 5], [40, 7, 31], [22, 18]]
+    told: dict[int, list] = {}
+    for size in (256, 1, 2, 3):
+        variant.reset()
+        moments = told.setdefault(size, [])
+        variant.handle_when(Feature(3) > 0.05, moments.append, unit="raw")
+        variant.generate(rows, max_new_tokens=6, n=2, temperature=0.0, batch_size=size)
+    wanted, *others = [sorted((m.prompt_ids, m.completion_ids) for m in moments) for moments in told.values()]
+    assert len({prompt for prompt, _ in wanted}) > 2 and all(other == wanted for other in others)
+
+
+def test_each_token_of_a_prompt_is_told(llama, llama_sae) -> None:
+    variant, row = Variant(llama, llama_sae), [9, 20, 31, 7, 40, 12, 33]
+    fires = (variant.inspect(row).matrix() > 0.05).sum(0)
+    feature = int(fires.argmax())
+    assert fires[feature] >= 3
+    moments = []
+    variant.handle_when(Feature(feature) > 0.05, moments.append, unit="raw")
+    variant.generate([row], max_new_tokens=1)
+    assert [m.prompt_ids for m in moments if not m.completion_ids] == [tuple(row)] * fires[feature]
+
+
+def test_bad_edits_in_json(llama, llama_sae, variant) -> None:
+    variant.set(3, 2.0, unit="raw")
+    variant.add_vector(torch.ones(32), Feature(8) > 0.1, unit="raw")
+    written = json.loads(json.dumps(variant.json()))
+    (first, second), edit = written["rules"], written["rules"][0]["edits"][0]
+
+    def rules(*changed: dict) -> dict:
+        return {**written, "rules": list(changed)}
+
+    for bad, sentence in (
+        ({**written, "norm_limit": "10"}, "variant: "),
+        ({**written, "norm_limit": -1.0}, "variant: "),
+        ({**written, "norm_limit": float("nan")}, "variant: "),
+        (rules({**first, "vector": [1.0] * 31}), "vector: .* is none; it needs 32 finite numbers"),
+        (rules({**first, "vector": ["1"] * 32}), "vector: .* is none; it needs 32 finite numbers"),
+        (rules({**first, "vector": [float("nan")] * 32}), "vector: .* is none; it needs 32 finite numbers"),
+        (rules({**first, "edits": [{**edit, "value": float("nan")}]}), "edits: .* is no edit"),
+        (rules({**first, "edits": [{**edit, "size": 0.0}]}), "edits: .* is no edit"),
+        (rules({**first, "edits": [{**edit, "feature": True}]}), "edits: .* is no edit"),
+        (rules({**second, "condition": {"left": [8, 1.0], "op": ">", "right": float("nan")}}), "condition: nan"),
+        (rules({**second, "condition": {"left": [8, float("inf")], "op": ">", "right": 1.0}}), "condition: "),
+        (rules(first, {**first, "edits": [{**edit, "value": 3.0}]}), "feature: 3 has nudge 2 already; clear it"),
+    ):
+        with pytest.raises(InputError, match=f"^{sentence}"):
+            Variant.from_json(llama, llama_sae, bad)
+    assert Variant.from_json(llama, llama_sae, rules(first, first)).json()["rules"] == [first]
+
+
+def test_ids_of_numpy_name_features(variant) -> None:
+    variant.set([np.int64(3), np.int32(5)], 1.0, unit="raw")
+    variant.set(np.int64(7), 1.0, unit="raw")
+    assert [sorted(rule.features()) for rule in variant.rules] == [[3, 5], [7]]
+    for bad in (True, np.int64(48), [np.int64(-1)]):
+        with pytest.raises(InputError, match="is not a feature of this SAE"):
+            variant.set(bad, 1.0, unit="raw")
+
+
+def test_what_cannot_be_looked_at_is_one_sentence(variant) -> None:
+    seen = variant.inspect(IDS[0])
+    for token in (-1, 6, 10_000):
+        with pytest.raises(InputError, match=rf"^token: {token} is out of range; the text has tokens 0 to 5$"):
+            seen.at(token)
+    for look in (seen.top, lambda k: seen.at(0, k)):
+        with pytest.raises(InputError, match="^k: -3 is too small; it must be at least 1$"):
+            look(-3)
+    for feature in (10**6, -1):
+        with pytest.raises(
+            InputError, match=rf"^feature: {feature} is not a feature of this SAE; ids go from 0 to 47$"
+        ):
+            seen.matrix([feature])
+    with pytest.raises(InputError, match="^among: '' holds no token"):
+        variant.logits(IDS[0], among=["q", ""])
+    with pytest.raises(InputError, match="^text: it has no tokens"):
+        variant.inspect([])
+    for by in ("frequency", "max"):
+        with pytest.raises(InputError, match="^text: '<s>' has no token but BOS, pads and ones of massive norm$"):
+            variant.inspect([0]).top(3, by)

@@ -9,7 +9,7 @@ import pytest
 
 from mechreward.errors import InputError
 from mechreward.tasks import Question, load_questions
-from mechreward.tasks.fuzz import KINDS, fuzz, is_sound, read_story
+from mechreward.tasks.fuzz import KINDS, allowed_kinds, fuzz, is_sound, read_story
 from mechreward.tiny.world import Problem, Step, label_chain, make_problem
 
 QUESTIONS = [*load_questions("tiny:easy", limit=12, seed=5), *load_questions("tiny:long", limit=8, seed=5)]
@@ -134,3 +134,43 @@ def test_a_question_may_have_fewer_variations() -> None:
 def test_bad_input(arguments, sentence) -> None:
     with pytest.raises(InputError, match=sentence):
         fuzz(*arguments)
+
+
+def test_an_aside_is_about_somebody_and_something_else() -> None:
+    for seed in range(6):
+        for variation in fuzz(QUESTIONS, ["irrelevant"], seed=seed):
+            story = read_story(next(q.prompt for q in QUESTIONS if q.id == variation.of))
+            assert story is not None
+            opening = story.theme.opening.format(name=story.name, n=story.problem.start)
+            aside = variation.question.prompt.removeprefix(opening + " ").split(" . ")[0]
+            own = (
+                re.escape(story.theme.opening.removesuffix(" .")).replace(r"\{name\}", r"\w+").replace(r"\{n\}", r"\d+")
+            )
+            assert story.name not in aside.split() and not re.fullmatch(own, aside)
+
+
+def test_another_seed_tells_other_stories() -> None:
+    first, second = (fuzz(QUESTIONS, ["names", "numbers", "irrelevant"], seed=seed) for seed in (1, 2))
+    differ = [a.question.prompt != b.question.prompt for a, b in zip(first, second, strict=True)]
+    assert sum(differ) > 0.8 * len(differ)
+
+
+def test_a_text_that_would_be_told_otherwise_is_no_story() -> None:
+    told = "Ada has 20 apples . on Monday Ada buys 4 . how many apples does Ada have ?"
+    assert read_story(told) is not None
+    assert read_story(told.replace("Monday Ada", "Monday Bob")) is None
+    assert read_story(told.replace("does Ada", "does Bob")) is None
+    assert read_story(told.replace(" 4 . how", " 4 . Bob eats 3 . how")) is None
+
+
+def test_other_numbers_give_another_answer() -> None:
+    """The problem has one change: by chance every seventh draw would come to the answer there was."""
+    text = "Ada has 20 apples . on Monday Ada buys 4 . how many apples does Ada have ?"
+    question = Question("one", text, "24")
+    made = [v for seed in range(6) for v in fuzz([question], ["numbers"], 40, seed)]
+    assert len(made) == 240 and "24" not in {v.question.answer for v in made}
+
+
+def test_kinds_that_a_text_allows() -> None:
+    assert allowed_kinds(QUESTIONS) == tuple(KINDS)
+    assert allowed_kinds([*QUESTIONS, Question("g", "Why?", "1")]) == ("irrelevant",)

@@ -17,17 +17,19 @@ call with the same file asks only what is still open.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Literal, get_args
 
 from mechreward.chains.examiner import Examiner, ExaminerError, Patience
 from mechreward.errors import InputError
-from mechreward.files import append_row, make_folder, read_jsonl
+from mechreward.files import append_row, make_folder, sha256_bytes
 
 Kind = Literal["verdict", "clarify", "expansion", "paraphrase", "feature"]
 
@@ -45,6 +47,8 @@ class Claim:
     """Who said it."""
     checked: bool | None = None
     """Whether it held when it was checked; None while it has not been."""
+    asked: str = field(default="", compare=False)
+    """SHA-256 of the prompt: another question on the same subject is not answered by it."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,25 @@ def examine(
     """Asks each request in turn; one that gets no usable answer is skipped and counted.
 
     Args:
-        path: a JSON Lines file that claims are added to as they come, and read from: what it holds is not asked again.
+        path: a JSON Lines file that claims are added to as they come, and read from: what it holds (the same kind,
+            subject, model and prompt) is not asked again.
 
     Raises:
-        InputError: if two requests have one kind and subject, or the examiner refuses for good.
+        InputError: if two requests have one kind and subject, or the examiner refuses for good; as `load_claims`.
     """
     keys = [(request.kind, request.subject) for request in requests]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
         raise InputError(f"requests: {twice[0]} of {twice[1]!r} is asked twice; each subject may come once a kind")
-    known = {} if path is None else {(claim.kind, claim.subject): claim for claim in load_claims(path)}
+    told = [] if path is None else load_claims(path)
+    known = {(claim.kind, claim.subject, claim.model, claim.asked): claim for claim in told}
     claims: list[Claim | None] = []
     skipped: dict[str, str] = {}
-    for request, key in zip(requests, keys, strict=True):
-        if key in known and known[key].model == examiner.name:
-            claims.append(known[key])
+    for request in requests:
+        asked = sha256_bytes(request.prompt.encode())
+        before = known.get((request.kind, request.subject, examiner.name, asked))
+        if before is not None:
+            claims.append(before)
             continue
         try:
             text = (patience or Patience()).ask(examiner, request.prompt, READERS[request.kind])
@@ -113,17 +121,49 @@ def examine(
             skipped[request.subject] = str(error)
             claims.append(None)
             continue
-        claim = Claim(request.kind, request.subject, text, examiner.name)
+        claim = Claim(request.kind, request.subject, text, examiner.name, asked=asked)
         claims.append(claim)
         if path is not None:
-            make_folder(Path(path).parent)
-            append_row(path, asdict(claim))
+            _append(Path(path), claim)
     return Examined(claims, skipped)
 
 
 def load_claims(path: str | Path) -> list[Claim]:
-    """Claims of a JSON Lines file, in order; none if it is missing."""
-    return [Claim(**row) for row in read_jsonl(path)]
+    """Claims of a JSON Lines file, in order; none if it is missing.
+
+    Raises:
+        InputError: naming the first line that is no claim.
+    """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text().split("\n")[:-1]  # a last line without its line break is half a one, of a kill
+    return [_claim(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
+def _claim(line: str, where: str) -> Claim:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    match row:
+        case {"kind": str(kind), "subject": str(), "text": str(), "model": str(), **rest} if (
+            kind in get_args(Kind)
+            and rest.keys() <= {"checked", "asked"}
+            and isinstance(rest.get("checked"), bool | None)
+            and isinstance(rest.get("asked", ""), str)
+        ):
+            return Claim(**row)
+    kinds = ", ".join(get_args(Kind))
+    raise InputError(f"claims: {where} is no claim; it needs subject, text, model and a kind, one of {kinds}")
+
+
+def _append(path: Path, claim: Claim) -> None:
+    """Adds a line; half a last one, which a kill left, is cut off first, or the claim would be glued to it."""
+    make_folder(path.parent)
+    if path.exists():
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
+    append_row(path, asdict(claim))
 
 
 def read_verdict(answer: str) -> str:

@@ -1,28 +1,33 @@
 """The EXAMINER: any second model, asked by text. A local Hugging Face model, or an OpenAI-compatible endpoint.
 
 `Examiner` is the protocol; `LocalExaminer` and `EndpointExaminer` keep it. An answer that does not come (down, slow, an
-error of the server, a body that is no chat completion) is an `ExaminerError`, and so is one that says nothing usable:
-`Patience` asks again after a growing wait, and `examine` (`claims.py`) then skips the request and counts it. What a
-server refuses for good (an unknown model, a wrong key) is bad input and stops at once.
+error of the server, a body that is no chat completion, a prompt that is too long) is an `ExaminerError`, and so is one
+that says nothing usable: `Patience` asks again after a growing wait, and `examine` (`claims.py`) then skips the request
+and counts it. What no request can get past (an unknown model, a wrong key) is bad input and stops at once.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
-from mechreward.rollout import sample_responses
+from mechreward.rollout import sample_responses, tokenise_prompts
 from mechreward.tasks import Question
 
-RETRIED = (408, 425, 429)
-"""HTTP statuses below 500 that pass with time."""
+FINAL = (401, 403, 404)
+"""HTTP statuses that any request would get: wrong key, no right, no such address or model."""
+SHOWN = 200
+"""Characters of an error's body that are passed on."""
 
 
 class ExaminerError(Exception):
@@ -56,6 +61,12 @@ class LocalExaminer:
 
     def ask(self, prompt: str) -> str:
         question = Question("examiner", prompt, "")
+        if self.chat and self.loaded.tokenizer.chat_template is None:
+            raise InputError(f"chat: the tokenizer of {self.loaded.name} has no chat template; ask it with chat=False")
+        try:
+            tokenise_prompts(self.loaded, [question], max_new_tokens=self.max_new_tokens, chat=self.chat)
+        except InputError as error:  # of this prompt, such as one that is too long
+            raise ExaminerError(str(error)) from error
         responses = sample_responses(
             self.loaded,
             [question],
@@ -82,7 +93,7 @@ class EndpointExaminer:
     """Seconds without a byte from the server after which an answer counts as not given."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_address(self.url):
             raise InputError(f"url: {self.url!r} is no address; give one such as http://localhost:8000/v1")
         if not self.timeout > 0:
             raise InputError(f"timeout: {self.timeout} is not allowed; it must be above 0 seconds")
@@ -101,12 +112,30 @@ class EndpointExaminer:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 return _content(json.loads(reply.read()))
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in RETRIED:
+            if error.code in FINAL:
                 why = f"{address} answers {error.code} {error.reason}"
                 raise InputError(f"examiner: {why} for {self.name!r}; check address, model and key") from error
-            raise ExaminerError(f"{address} answers {error.code}") from error
-        except (OSError, ValueError) as error:  # no connection, timeout; not JSON, not UTF-8
+            raise ExaminerError(f"{address} answers {error.code}: {_said(error)}") from error
+        # No connection, timeout; half a reply, or none of HTTP; not JSON, not UTF-8.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise ExaminerError(f"{address}: {error}") from error
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is http(s) with a host, and a port in range if it names one."""
+    try:
+        parts = urlsplit(url)
+        plain = not re.search(r"[\s\x00-\x1f\x7f]", url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and plain
+    except ValueError:  # of a port that is no number or too large, or half an IPv6 address
+        return False
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(4 * SHOWN).decode(errors="replace")[:SHOWN]
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)
 
 
 def _content(reply: Any) -> str:

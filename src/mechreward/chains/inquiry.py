@@ -101,7 +101,7 @@ def expand(
             requests.append(Request("expansion", f"{claim.subject}/{k}", prompt))
     answered = examine(answerer, requests, patience=patience)
     claims = [
-        None if claim is None else Claim(claim.kind, claim.subject, f"Q: {ask}\nA: {claim.text}", claim.model)
+        None if claim is None else replace(claim, text=f"Q: {ask}\nA: {claim.text}")
         for ask, claim in zip(asks, answered.claims, strict=True)
     ]
     return Examined(claims, answered.skipped)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import sae_source
@@ -17,7 +17,7 @@ from mechreward.files import make_folder, write_json
 if TYPE_CHECKING:
     from mechreward.cli.eval_settings import EvalSettings
     from mechreward.reward import FeatureReward
-    from mechreward.tasks import Question, Variation
+    from mechreward.tasks import Variation
 
 
 def evaluate(arguments: list[str], prog: str) -> int:
@@ -37,7 +37,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     verifier = verifier_of(settings.verifier, settings.strictness)
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)
-    variations = _vary(settings, questions)
+    variations = _vary(settings, settings.questions) if settings.fuzz else []
     reward = None if settings.pack is None else _reward(settings, settings.pack)
     make_folder(settings.out)
     loaded = load_model(
@@ -50,6 +50,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     with RichProgress().stage(f"ask {len(every)} questions x {settings.samples}", total) as advance:
         drawn = answered(settings, loaded, every, settings.samples, advance)
     responses = verify_responses(drawn, every, verifier)
+    save_responses(settings.out / "responses.parquet", responses)
     family = {q.id: (q.id, ORIGINAL) for q in questions} | {v.question.id: (v.of, v.kind) for v in variations}
     answers = [FamilyAnswer(*family[r.question_id], r.question_id, bool(r.correct)) for r in responses]
     found: dict[str, Any] = {"n_questions": len(questions), "accuracy": accuracies(answers)}
@@ -61,11 +62,10 @@ def evaluate(arguments: list[str], prog: str) -> int:
             scores = read_scores(reward, [], responses, loaded).judged_N
         found["signal"] = asdict(judge_signal(answers, list(scores), seed=settings.seed))
         found["spec_hash"] = reward.spec_hash
-    save_responses(settings.out / "responses.parquet", responses)
     write_json(settings.out / "eval.json", _finite(found))
     _show(found)
     for name in ("eval.json", "responses.parquet"):
-        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+        console.print(f"wrote [bold]{escape(str(settings.out / name))}[/]", soft_wrap=True)
     return 1 if reward is not None and found["signal"]["verdict"] == "brittle" else 0
 
 
@@ -84,12 +84,19 @@ def _check(settings: EvalSettings) -> None:
         _sae_source(settings)
 
 
-def _vary(settings: EvalSettings, questions: Sequence[Question]) -> list[Variation]:
-    from mechreward.tasks import KINDS, fuzz
+def _vary(settings: EvalSettings, source: str) -> list[Variation]:
+    """What is varied is the bare question: in the prompt's format an aside would land before its worked examples."""
+    from mechreward.cli.sae_settings import asked
+    from mechreward.tasks.fuzz import allowed_kinds, fuzz
+    from mechreward.tasks.load import PLACEHOLDER
 
-    if not settings.fuzz:
-        return []
-    return fuzz(questions, settings.kinds or tuple(KINDS), settings.variations, settings.seed)
+    questions = asked(settings.model_copy(update={"prompt_format": PLACEHOLDER}), source, settings.limit)
+    kinds = settings.kinds or allowed_kinds(questions)
+    if not settings.kinds:
+        console.print(f"kinds: {', '.join(kinds)}, those that the questions' text allows")
+    made = fuzz(questions, kinds, settings.variations, settings.seed)
+    prompts = [settings.prompt_format.replace(PLACEHOLDER, one.question.prompt) for one in made]
+    return [replace(v, question=replace(v.question, prompt=p)) for v, p in zip(made, prompts, strict=True)]
 
 
 def _reward(settings: EvalSettings, pack: str) -> FeatureReward:

@@ -16,7 +16,8 @@ class EvalSettings(JudgeSettings):
     fuzz: bool = False
     """Ask variations of the questions too."""
     kinds: tuple[Literal["names", "numbers", "order", "irrelevant", "paraphrase"], ...] = ()
-    """What to vary; all of them if left out. Questions from elsewhere than `tiny:` take `irrelevant` alone."""
+    """What to vary; if left out, all that the questions' text allows: questions from elsewhere than `tiny:` take
+    `irrelevant` alone."""
     variations: Count = 1
     """Variations of each kind."""
     pack: str | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer, steer_repair
 from mechreward.cli.discover import discover
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = _dispatch(arguments)
     except InputError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {error}", markup=True)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {escape(str(error))}")
         code = 2
     sys.exit(code)
 

@@ -47,8 +47,6 @@ def inspect(
     source = sae_source(model, sae, f"to read {model}")
     variant = Variant(load_model(model_path(model)), load_sae(source, sae_id))
     seen = variant.inspect(text)
-    if token is not None and not 0 <= token < len(seen.tokens):
-        raise InputError(f"token: {token} is out of range; the text has tokens 0 to {len(seen.tokens) - 1}")
     found = seen.top(k, by) if token is None else seen.at(token, k)
     where = f"{len(seen.tokens)} tokens" if token is None else f"token {token}, {seen.tokens[token]!r}"
     table = Table("feature", "activation" if token is not None else by, title=escape(where), box=None)
@@ -61,11 +59,18 @@ def inspect(
 def generate(arguments: list[str], prog: str) -> int:
     """Answers with and without edits, one under the other."""
     quiet()
-    from mechreward.cli.steer_settings import GenerateSettings, load_variant, prompt_ids, questions_of
+    from mechreward.cli.steer_settings import (
+        GenerateSettings,
+        check_edits_alone,
+        load_variant,
+        prompt_ids,
+        questions_of,
+    )
 
     settings = parse_settings(GenerateSettings, arguments, prog)
     if bool(settings.features) == (settings.edits is not None):
         raise InputError("features: give either --features or --edits, for there to be something to steer")
+    check_edits_alone(settings)
     questions = questions_of(settings)
     with RichProgress().stage("calibrate"):
         variant = load_variant(settings, settings.edits)
@@ -103,11 +108,13 @@ def sweep(arguments: list[str], prog: str) -> int:
     from mechreward.rollout import Response, verify_responses
     from mechreward.steering import Protocol
     from mechreward.steering import sweep as run
+    from mechreward.steering.sweep import check_strengths
 
     settings = parse_settings(SweepSettings, arguments, prog)
     if not settings.features:
         raise InputError("features: is needed; give the ids of the features to edit, --features 3 17")
     verifier, questions = verifier_of(settings.verifier, settings.strictness), questions_of(settings)
+    check_strengths(settings.strengths, len(questions))
 
     def score(place: int, response: Response) -> float:
         if settings.contains is not None:
@@ -132,7 +139,7 @@ def sweep(arguments: list[str], prog: str) -> int:
     _show(curve)
     if settings.out is not None:
         write_json(settings.out, {"knee": curve.knee, "points": curve.rows()})
-        console.print(f"curve: [bold]{settings.out}[/]", soft_wrap=True)
+        console.print(f"curve: [bold]{escape(str(settings.out))}[/]", soft_wrap=True)
     return 1 if curve.knee is None else 0
 
 

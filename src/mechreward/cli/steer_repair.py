@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import sae_source
@@ -27,17 +28,20 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.models import load_model
     from mechreward.rollout import save_responses, verify_responses
     from mechreward.sae import load_sae
+    from mechreward.steering.cuts import check_critical
     from mechreward.steering.repair import kept_repairs, save_repairs, summarise
-    from mechreward.steering.repair_known import repair_known
+    from mechreward.steering.repair_known import repair_known, wrong_chains
     from mechreward.tasks import save_questions, split_questions
     from mechreward.tiny import model_path
 
     settings = parse_settings(RepairSettings, arguments, prog)
     if settings.questions is None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
+    config = _config(settings)
     source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
     verifier = verifier_of(settings.verifier, settings.strictness)
     split = split_questions(asked(settings, settings.questions, settings.limit), settings.known, settings.seed)
+    check_critical(config.critical, split.known)
     out = make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
@@ -59,13 +63,15 @@ def repair(arguments: list[str], prog: str) -> int:
         seed=settings.seed,
     )
     with RichProgress().stage(f"repair, {settings.tries} tries a chain in each arm"):
-        attempts = repair_known(roller, sae, responses, _config(settings))
-    repairs, found = kept_repairs(attempts), summarise(attempts)
+        attempts = repair_known(roller, sae, responses, config)
+    repairs = kept_repairs(attempts)
     save_repairs(out / "repairs.parquet", repairs)
-    write_json(out / "repair.json", {"settings": settings.model_dump(mode="json"), "n_kept": len(repairs)} | found)
+    uncut = sum(map(len, wrong_chains(roller, responses, config.chains))) - len(attempts)
+    found = {"n_kept": len(repairs), "n_uncut": uncut} | summarise(attempts)
+    write_json(out / "repair.json", {"settings": settings.model_dump(mode="json")} | found)
     _show(found)
     for name in ("repairs.parquet", "repair.json"):
-        console.print(f"wrote [bold]{out / name}[/]", soft_wrap=True)
+        console.print(f"wrote [bold]{escape(str(out / name))}[/]", soft_wrap=True)
     return 0 if repairs else 1
 
 
@@ -94,3 +100,5 @@ def _show(found: dict[str, Any]) -> None:
             "" if against is None else f"{against['mcnemar_p']:.3g}",
         )
     console.print(table)
+    if found["n_uncut"]:
+        console.print(f"{found['n_uncut']} wrong chains have no critical token and were left alone")

@@ -106,8 +106,8 @@ def autoconditional(
         share: of unwanted texts in which it may be met; no threshold can hold it below 1 / their number.
 
     Raises:
-        InputError: for fewer than four texts on a side, k below 1, a share outside (0, 1), or if no feature is
-            stronger in the wanted texts.
+        InputError: for fewer than four texts on a side, k below 1, a share outside (0, 1), a text of BOS alone, or if
+            no feature is stronger in the wanted texts.
     """
     if k < 1 or not 0 < share < 1:
         raise InputError(f"k, share: {k}, {share} are not allowed; k is 1 or more and share lies between 0 and 1")
@@ -127,8 +127,7 @@ def autoconditional(
 
 def _peaks(variant: Variant, texts: Sequence[Text], features: Sequence[int]) -> NDArray[np.float32]:
     """[texts, K]: each feature's largest activation over the tokens that edits would touch."""
-    seen = [variant.inspect(text) for text in texts]
-    return np.stack([one.matrix(features)[one.counted_T].max(axis=0) for one in seen])
+    return np.stack([variant.inspect(text).counted()[:, list(features)].toarray().max(axis=0) for text in texts])
 
 
 def _met(met: Sequence[bool]) -> Met:

@@ -11,6 +11,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -165,19 +166,27 @@ def condition_from_json(value: Any) -> Condition:
             return Joined("some", tuple(map(condition_from_json, parts)))
         case {"not": part, **rest} if not rest:
             return Not(condition_from_json(part))
-        case {"left": [int(left), float() | int() as size], "op": str(op), "right": right, **rest} if not rest:
-            if op in OPERATORS:
-                return Comparison(Scaled(left, float(size)), op, _side(right))
+        case {"left": [_, _] as left, "op": str(op), "right": right, **rest} if not rest and op in OPERATORS:
+            return Comparison(_scaled(left), op, _side(right))
     raise InputError(f"condition: {value!r} is none; allowed are every, some, not, and left op right")
 
 
 def _side(value: Any) -> float | Scaled:
+    return float(value) if is_finite(value) else _scaled(value)
+
+
+def _scaled(value: Any) -> Scaled:
     match value:
-        case [int(feature), float() | int() as size]:
+        case [int(feature), size] if is_finite(size) and size > 0 and not isinstance(feature, bool):
             return Scaled(feature, float(size))
-        case float() | int():
-            return float(value)
-    raise InputError(f"condition: {value!r} is no side of a comparison; allowed are a number and [feature, size]")
+    raise InputError(
+        f"condition: {value!r} is no side of a comparison; allowed are a finite number and [feature, size above 0]"
+    )
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number as JSON has them: finite, and neither text nor truth value."""
+    return isinstance(value, float | int) and not isinstance(value, bool) and isfinite(value)
 
 
 def _checked(value: object) -> Condition:
@@ -192,7 +201,7 @@ def comparison(feature: int, op: str, other: Number) -> Comparison:
     Raises:
         InputError: if `other` is no finite number.
     """
-    if isinstance(other, bool) or not isinstance(other, float | int) or other != other or abs(other) == float("inf"):
+    if not is_finite(other):
         raise InputError(f"condition: {other!r} is no threshold; allowed are finite numbers and features")
     return Comparison(Scaled(feature), op, float(other))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.steering.conditions import Condition, condition_from_json
+from mechreward.steering.conditions import Condition, condition_from_json, is_finite
 
 Mode = Literal["nudge", "pin", "scale"]
 
@@ -108,17 +108,17 @@ def check_pins(rules: Sequence[Rule]) -> None:
             pins[edit.feature].append((rule.condition, edit.add))
 
 
-def rule_from_json(value: Any, d_sae: int) -> Rule:
+def rule_from_json(value: Any, d_sae: int, d_model: int) -> Rule:
     """Reads what `Rule.to_json` wrote.
 
     Raises:
-        InputError: naming what is not a rule, or a feature the SAE lacks.
+        InputError: naming what is not a rule, a feature the SAE lacks, or a vector of another width.
     """
     match value:
         case {"edits": list(edits), "condition": condition, "vector": vector, **rest} if not rest:
             parsed = None if condition is None else condition_from_json(condition)
             check_known(set() if parsed is None else parsed.features(), d_sae)
-            rule = Rule(tuple(map(_edit, edits)), parsed, None if vector is None else torch.tensor(vector))
+            rule = Rule(tuple(map(_edit, edits)), parsed, None if vector is None else _vector(vector, d_model))
             check_known(rule.features(), d_sae)
             if len(rule.features()) < len(rule.edits):
                 raise InputError(f"edits: {edits!r} change a feature twice in one rule; give each feature one edit")
@@ -139,10 +139,18 @@ def _edit(value: Any) -> Edit:
     match value:
         case {
             "feature": int(feature),
-            "value": float() | int() as strength,
+            "value": strength,
             "mode": "nudge" | "pin" | "scale" as mode,
-            "size": float() | int() as size,
+            "size": size,
             **rest,
-        } if not rest:
+        } if not rest and not isinstance(feature, bool) and is_finite(strength) and is_finite(size) and size > 0:
             return Edit(feature, float(strength), mode, float(size))
-    raise InputError(f"edits: {value!r} is no edit; it needs feature, value, mode and size, and nothing else")
+    raise InputError(
+        f"edits: {value!r} is no edit; it needs feature, value, mode and size (finite, size above 0), and nothing else"
+    )
+
+
+def _vector(value: Any, d_model: int) -> Tensor:
+    if not isinstance(value, list) or len(value) != d_model or not all(map(is_finite, value)):
+        raise InputError(f"vector: {repr(value)[:60]} is none; it needs {d_model} finite numbers")
+    return torch.tensor(value, dtype=torch.float32)

@@ -64,9 +64,12 @@ def contrast(variant: Variant, first: Sequence[Text], second: Sequence[Text], k:
 
 
 def mean_activations(variant: Variant, text: Text) -> NDArray[np.float64]:
-    """[F]: mean over the tokens of a text that edits would touch."""
-    seen = variant.inspect(text)
-    return np.asarray(seen.acts_TF[seen.counted_T].mean(axis=0), dtype=np.float64).ravel()
+    """[F]: mean over the tokens of a text that edits would touch.
+
+    Raises:
+        InputError: if there is none.
+    """
+    return np.asarray(variant.inspect(text).counted().mean(axis=0), dtype=np.float64).ravel()
 
 
 def sparse_fit(variant: Variant, pairs: Sequence[tuple[Text, Text]], k: int = 5) -> dict[int, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from mechreward.errors import InputError
 from mechreward.steering.conditions import Comparison, Number, Scaled, comparison
@@ -70,8 +71,8 @@ class FeatureGroup(Sequence[Feature]):
         return FeatureGroup(tuple(feature for feature in self.features if feature.id not in other.ids))
 
 
-Named = int | Feature | Sequence[int] | Sequence[Feature] | FeatureGroup
-"""Every way to name one feature or several."""
+Named = SupportsIndex | Feature | Sequence[SupportsIndex] | Sequence[Feature] | FeatureGroup
+"""Every way to name one feature or several; ids may be numpy's."""
 Strength = Named | Mapping[int, Number] | Mapping[Feature, Number]
 """Features with one value for all, or a mapping from features to values."""
 
@@ -82,14 +83,20 @@ def feature_ids(named: Named, d_sae: int) -> list[int]:
     Raises:
         InputError: if one is no feature of an SAE of `d_sae`, or none is named.
     """
-    listed: list[Any] = [named] if isinstance(named, int | Feature) else list(named)
-    ids: list[int] = [item.id if isinstance(item, Feature) else item for item in listed]
-    if not ids:
+    listed: list[Any] = list(named) if isinstance(named, Iterable) else [named]
+    if not listed:
         raise InputError("feature: none is named; name at least one")
-    for feature in ids:
-        if not isinstance(feature, int) or isinstance(feature, bool) or not 0 <= feature < d_sae:
-            raise InputError(f"feature: {feature!r} is not a feature of this SAE; ids go from 0 to {d_sae - 1}")
-    return ids
+    return [_feature_id(item.id if isinstance(item, Feature) else item, d_sae) for item in listed]
+
+
+def _feature_id(item: Any, d_sae: int) -> int:
+    try:
+        feature = -1 if isinstance(item, bool) else index(item)  # whole numbers of numpy too
+    except TypeError:
+        feature = -1
+    if not 0 <= feature < d_sae:
+        raise InputError(f"feature: {item!r} is not a feature of this SAE; ids go from 0 to {d_sae - 1}")
+    return feature
 
 
 def strengths(named: Strength, value: Number | None, d_sae: int) -> dict[int, float]:

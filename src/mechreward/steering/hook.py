@@ -56,14 +56,19 @@ class Editor:
         self._open_V = torch.ones(vocabulary_size(model), dtype=torch.bool, device=inner.device)
         self._open_V[[i for i in self.closed_ids if i < len(self._open_V)]] = False
         block = find_blocks(model)[self.program.sae.meta.layer]
+        begun = inner.register_forward_pre_hook(self._forget)
         seen = inner.get_input_embeddings().register_forward_pre_hook(self._see)
         edit = block.register_forward_hook(self._edit)
         try:
             yield
         finally:
-            seen.remove()
-            edit.remove()
+            for hook in (begun, seen, edit):
+                hook.remove()
             self._ids_BS = None
+
+    def _forget(self, _module: nn.Module, _inputs: object) -> None:
+        """Before each forward: one of `inputs_embeds` brings no ids, and must not be edited by those of another."""
+        self._ids_BS = None
 
     def _see(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._ids_BS = inputs[0]

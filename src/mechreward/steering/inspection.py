@@ -19,7 +19,7 @@ from scipy import sparse
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, norm_outliers, read_residuals
 from mechreward.sae import SAE
-from mechreward.steering.features import Feature, FeatureGroup
+from mechreward.steering.features import Feature, FeatureGroup, feature_ids
 from mechreward.steering.hook import closed_ids
 
 By = Literal["frequency", "mean", "max", "sum"]
@@ -52,34 +52,55 @@ class Inspection:
             by: "frequency", the share of tokens on which a feature fires (ties by its sum); "mean", "max" or "sum".
 
         Raises:
-            InputError: if there is no such number.
+            InputError: if there is no such number, k is below 1, or no token counts.
         """
         if by not in get_args(By):
             raise InputError(f"by: {by!r} is not known; use one of {', '.join(get_args(By))}")
-        acts = self.acts_TF[self.counted_T].tocsc()
+        _check_k(k)
+        acts = self.counted().tocsc()
         acts = acts.multiply(acts > threshold).tocsc()
         total_F = np.asarray(acts.sum(0)).ravel()
         if by == "frequency":
-            value_F = np.asarray((acts > 0).sum(0)).ravel() / max(1, acts.shape[0])
+            value_F = np.asarray((acts > 0).sum(0)).ravel() / acts.shape[0]
         elif by == "max":
             value_F = acts.max(axis=0).toarray().ravel()
         else:
-            value_F = total_F / (max(1, acts.shape[0]) if by == "mean" else 1)
+            value_F = total_F / (acts.shape[0] if by == "mean" else 1)
         order = np.lexsort((np.arange(len(value_F)), -total_F, -value_F))[:k]
         return [Fired(self._feature(f), float(value_F[f])) for f in order.tolist() if value_F[f] > 0]
 
     def at(self, token: int, k: int = 10) -> list[Fired]:
-        """The `k` strongest features on one token."""
+        """The `k` strongest features on one token, counted from 0.
+
+        Raises:
+            InputError: if the text has no such token, or k is below 1.
+        """
+        if not 0 <= token < len(self.tokens):
+            raise InputError(f"token: {token} is out of range; the text has tokens 0 to {len(self.tokens) - 1}")
+        _check_k(k)
         row_F = self.acts_TF[[token]].toarray().ravel()
         order = np.lexsort((np.arange(len(row_F)), -row_F))[:k]
         return [Fired(self._feature(f), float(row_F[f])) for f in order.tolist() if row_F[f] > 0]
 
     def matrix(self, features: Sequence[int] | FeatureGroup | None = None) -> NDArray[np.float32]:
-        """Activations [T, K] of some features, or [T, F] of all."""
+        """Activations [T, K] of some features, or [T, F] of all.
+
+        Raises:
+            InputError: if one is no feature of the SAE, or none is named.
+        """
         if features is None:
             return self.acts_TF.toarray()
-        ids = features.ids if isinstance(features, FeatureGroup) else list(features)
-        return self.acts_TF[:, ids].toarray()
+        return self.acts_TF[:, feature_ids(features, self.acts_TF.shape[1])].toarray()
+
+    def counted(self) -> sparse.csr_array:
+        """Activations of all features on the tokens that count.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if not self.counted_T.any():
+            raise InputError(f"text: {''.join(self.tokens)!r} has no token but BOS, pads and ones of massive norm")
+        return self.acts_TF[self.counted_T]
 
     def _feature(self, feature: int) -> Feature:
         return Feature(feature, self.labels.get(feature, ""))
@@ -103,8 +124,10 @@ def inspect_ids(loaded: LoadedModel, sae: SAE, ids: Sequence[int], labels: dict[
     """Reads one row of token ids.
 
     Raises:
-        InputError: as `models.read_residuals`.
+        InputError: if there are no ids; as `models.read_residuals`.
     """
+    if not ids:
+        raise InputError("text: it has no tokens; give at least one")
     h_BTD, _ = read_residuals(loaded.model, [[]], [list(ids)], sae.meta.layer)
     pieces = [sparse.csr_array(sae.encode(piece_ND).cpu().numpy()) for piece_ND in h_BTD[0].split(TOKENS)]
     tokens = [str(loaded.tokenizer.decode([token])) for token in ids]
@@ -112,3 +135,8 @@ def inspect_ids(loaded: LoadedModel, sae: SAE, ids: Sequence[int], labels: dict[
     open_BT = torch.tensor([[token not in closed for token in ids]], device=h_BTD.device)
     counted_T = norm_outliers(h_BTD, open_BT)[0].cpu().numpy()
     return Inspection(tokens, sparse.vstack(pieces, format="csr"), counted_T, labels)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise InputError(f"k: {k} is too small; it must be at least 1")

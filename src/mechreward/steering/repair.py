@@ -98,8 +98,7 @@ def repair(
     """
     if not variant.rules:
         raise InputError("variant: it has no edits; set features before a repair")
-    if span not in get_args(Span):
-        raise InputError(f"span: {span!r} is not known; use one of {', '.join(get_args(Span))}")
+    check_span(span)
     if len(cuts) != len(wrong):
         raise InputError(f"cuts: {len(cuts)} are given for {len(wrong)} responses; give one each")
     check_wrong(wrong)
@@ -112,6 +111,14 @@ def repair(
         Attempt(response, cut, edits, {arm: drawn[arm][row] for arm in writers})
         for row, (response, cut) in enumerate(zip(wrong, cuts, strict=True))
     ]
+
+
+def check_span(span: str) -> None:
+    """Raises:
+    InputError: if there is no such span.
+    """
+    if span not in get_args(Span):
+        raise InputError(f"span: {span!r} is not known; use one of {', '.join(get_args(Span))}")
 
 
 def _write_on(
@@ -180,12 +187,10 @@ def kept_repairs(attempts: Sequence[Attempt]) -> list[Repaired]:
 
 def summarise(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Every arm's share of repaired chains (Wilson) and of right tries (clustered by question), and steering against
-    each control on the same chains: McNemar's exact p, and the difference in right tries, paired by question.
+    each control on the same chains: McNemar's exact p, and the difference in right tries, paired by question; None for
+    chains of fewer than two questions.
 
     McNemar's test and Wilson's interval take chains as independent: give one a question.
-
-    Raises:
-        InputError: for chains of fewer than two questions.
     """
     arms, means = {}, {}
     for arm in (STEERED, RESAMPLED, RANDOM):
@@ -199,14 +204,17 @@ def summarise(attempts: Sequence[Attempt]) -> dict[str, Any]:
             "interval": list(wilson(repaired, len(attempts))),
             "tries": {"share": each.value, "interval": [each.low, each.high], "n": len(right)},
         }
+    n_questions = len(means[STEERED])
     against = {
         control: {
             "mcnemar_p": mcnemar_p([a.repaired(control) for a in attempts], [a.repaired(STEERED) for a in attempts]),
             "tries": asdict(paired_test(means[control], means[STEERED])),
         }
+        if n_questions > 1
+        else None
         for control in (RESAMPLED, RANDOM)
     }
-    return {"n_chains": len(attempts), "n_questions": len(means[STEERED]), "arms": arms, "steered_against": against}
+    return {"n_chains": len(attempts), "n_questions": n_questions, "arms": arms, "steered_against": against}
 
 
 _IDS, _NUMBERS = pa.list_(pa.int64()), pa.list_(pa.float64())

@@ -14,15 +14,15 @@ from operator import or_
 from typing import Literal, get_args
 
 from mechreward.chains import ContrastiveConfig, Roller
-from mechreward.errors import InputError
-from mechreward.features import NoFeatures, discover
+from mechreward.errors import InputError, named
+from mechreward.features import NoFeatures, build_aggregation, discover
 from mechreward.features.fired import FIRES
 from mechreward.features.selection import select
 from mechreward.rollout import Response
 from mechreward.sae import SAE
 from mechreward.steering.conditions import Condition
-from mechreward.steering.cuts import find_cuts
-from mechreward.steering.repair import Attempt, repair
+from mechreward.steering.cuts import check_critical, find_cuts
+from mechreward.steering.repair import Attempt, check_span, repair
 from mechreward.steering.variant import Variant
 from mechreward.tasks import split_questions
 
@@ -61,24 +61,34 @@ class RepairConfig:
         for name in ("rollouts", "tries", "n_features", "chains"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is too small; it must be at least 1")
+        if not 0 < self.strength < float("inf"):
+            raise InputError(f"strength: {self.strength} is not allowed; it must be above 0, and finite")
         if self.when not in get_args(When):
             raise InputError(f"when: {self.when!r} is not known; use one of {', '.join(get_args(When))}")
+        check_critical(self.critical)
+        check_span(self.span)
+        with named(aggregation="pooling"):
+            build_aggregation(self.pooling)
 
 
 def steering_features(
     variant: Variant, responses: Sequence[Response], config: RepairConfig
 ) -> tuple[list[int], list[int]]:
-    """Features that go with right and with wrong responses to the same question.
+    """Features that go with right and with wrong responses to the same question: of each, those of largest |effect|, at
+    most half of `n_features` (if it is odd, one more of right ones).
 
     Raises:
         NoFeatures: if none goes with right ones.
     """
     table = discover(variant.loaded, variant.sae, responses, pooling=config.pooling)
-    chosen = select(table, n_features=config.n_features)
-    right, wrong = [f.id for f in chosen if f.weight > 0], [f.id for f in chosen if f.weight < 0]
+    passing = select(table, n_features=len(table.frame))
+    right, wrong = [f.id for f in passing if f.weight > 0], [f.id for f in passing if f.weight < 0]
     if not right:
-        raise NoFeatures(f"features: all {len(wrong)} that are significant go with wrong answers; none to steer with")
-    return right, wrong
+        raise NoFeatures(
+            f"features: all {len(wrong)} that are significant and stable go with wrong answers; none to steer with"
+        )
+    half = config.n_features // 2
+    return right[: config.n_features - half], wrong[:half]
 
 
 def set_edits(variant: Variant, right: Sequence[int], wrong: Sequence[int], config: RepairConfig) -> None:
@@ -103,15 +113,13 @@ def repair_known(roller: Roller, sae: SAE, responses: Sequence[Response], config
     Raises:
         InputError: if no response is wrong, no critical token is found, or a half has no features to steer with.
     """
-    halves = split_questions(roller.questions, 0.5, roller.seed)
-    ids = [{question.id for question in half} for half in halves]
+    check_critical(config.critical, roller.questions)
+    ids = _half_ids(roller)
     strange = next((r.question_id for r in responses if r.question_id not in ids[0] | ids[1]), None)
     if strange is not None:
         raise InputError(f"responses: question {strange} is not among the KNOWN questions given")
     chosen = []
-    for mine, other in (ids, ids[::-1]):
-        wrong = _one_each([r for r in responses if r.question_id in mine and r.correct is False])
-        wrong = wrong[: (config.chains + 1) // 2]
+    for wrong, other in zip(wrong_chains(roller, responses, config.chains), ids[::-1], strict=True):
         others = [r for r in responses if r.question_id in other]
         if wrong:
             # Both halves before any critical token: those are dear to find, and of no use without features.
@@ -120,6 +128,21 @@ def repair_known(roller: Roller, sae: SAE, responses: Sequence[Response], config
     if not attempts:
         raise InputError(f"responses: none of {len(responses)} is wrong with a critical token; nothing to repair")
     return attempts
+
+
+def wrong_chains(roller: Roller, responses: Sequence[Response], most: int) -> tuple[list[Response], list[Response]]:
+    """The wrong responses that `repair_known` tries, by half of the questions: one a question, at most `most` in all,
+    as many of each half where both have enough."""
+    first, second = (
+        _one_each([r for r in responses if r.question_id in ids and r.correct is False]) for ids in _half_ids(roller)
+    )
+    first = first[: most - min(len(second), most // 2)]
+    return first, second[: most - len(first)]
+
+
+def _half_ids(roller: Roller) -> tuple[set[str], set[str]]:
+    first, second = split_questions(roller.questions, 0.5, roller.seed)
+    return {question.id for question in first}, {question.id for question in second}
 
 
 def _steered_by(roller: Roller, sae: SAE, others: Sequence[Response], config: RepairConfig) -> Variant:

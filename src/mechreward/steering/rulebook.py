@@ -6,7 +6,6 @@ A feature has one unconditional edit at a time; `clear` it to set another. Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -53,15 +52,7 @@ class Rulebook:
         Raises:
             InputError: for a feature out of range or with another edit already, or a unit that was not calibrated.
         """
-        rule = self._rule(features, value, mode, unit, None)
-        present = {edit.feature: edit for old in self.rules if old.condition is None for edit in old.edits}
-        for edit in rule.edits:
-            if present.get(edit.feature, edit) != edit:
-                old = _words(present[edit.feature])
-                raise InputError(f"feature: {edit.feature} has {old} already; clear it before setting {_words(edit)}")
-        fresh = tuple(edit for edit in rule.edits if edit.feature not in present)
-        if fresh:
-            self._add(replace(rule, edits=fresh))
+        self._add(self._rule(features, value, mode, unit, None))
 
     def set_when(
         self,
@@ -110,16 +101,16 @@ class Rulebook:
         """Adds the rules that `json` gave, and takes over where they apply.
 
         Raises:
-            InputError: if they were made for another SAE, or are not what `json` gives.
+            InputError: if they were made for another SAE, are not what `json` gives, or are refused as by `set`.
         """
         match value:
             case {
                 "sae": made_for,
                 "where": "all" | "completion" as where,
-                "norm_limit": limit,
+                "norm_limit": None | float() | int() as limit,
                 "rules": list(rules),
                 **rest,
-            } if not rest:
+            } if not rest and (limit is None or limit > 0) and not isinstance(limit, bool):
                 pass
             case _:
                 raise InputError(
@@ -127,9 +118,10 @@ class Rulebook:
                 )
         if made_for != self._reads():
             raise InputError(f"sae: the edits were made for SAE {made_for}, not for {self._reads()}")
+        parsed = [rule_from_json(rule, self.sae.d_sae, self.sae.d_model) for rule in rules]
+        for rule in parsed:
+            self._add(rule)
         self.where, self.norm_limit = where, limit
-        for rule in rules:
-            self._add(rule_from_json(rule, self.sae.d_sae))
 
     def _reads(self) -> dict[str, Any]:
         return {"weights_hash": self.sae.weights_hash, "layer": self.sae.meta.layer}
@@ -142,8 +134,20 @@ class Rulebook:
         return Rule(make_edits(strength, mode, sizes), condition)
 
     def _add(self, rule: Rule) -> None:
-        check_pins([*self.rules, rule])
-        self.rules.append(rule)
+        if rule.condition is None:
+            rule = self._fresh(rule)
+        if not rule.empty:
+            check_pins([*self.rules, rule])
+            self.rules.append(rule)
+
+    def _fresh(self, rule: Rule) -> Rule:
+        """The rule without the edits that there are already; another one of such a feature is refused."""
+        present = {edit.feature: edit for old in self.rules if old.condition is None for edit in old.edits}
+        for edit in rule.edits:
+            if present.get(edit.feature, edit) != edit:
+                old = _words(present[edit.feature])
+                raise InputError(f"feature: {edit.feature} has {old} already; clear it before setting {_words(edit)}")
+        return rule.without(set(present))
 
     def _checked(self, condition: Condition, unit: Unit) -> Condition:
         if not isinstance(condition, Condition):

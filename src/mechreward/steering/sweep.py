@@ -2,8 +2,8 @@
 
 For every strength the prompts are answered with the edit, and scored. A strength is *fluent* if the text costs the
 unsteered model at most `nll_margin` nats a token more than its own text does, and repeats at most `repetition_margin`
-more. **The knee is the smallest fluent strength that has 90 % of the largest gain among the fluent ones**; there is
-none if no fluent strength gains anything.
+more. **The knee is the smallest fluent strength that has 90 % of the largest gain among the fluent ones** (of factors,
+the one nearest to 1, which edits nothing); there is none if no fluent strength gains anything.
 
 Controls say how much of a gain belongs to the features: a random decoder row of the same norm, the wrong sign, the mean
 of the edit added everywhere (`bias`), and the unsteered model told in words (`prompt`).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -113,7 +114,8 @@ def sweep(
     Raises:
         InputError: for no strengths or prompts, an unknown control, or a "prompt" control without an instruction.
     """
-    _check(strengths, protocol, controls, instruction)
+    check_strengths(strengths, len(protocol.prompts))
+    _check_controls(protocol, controls, instruction)
     weights = strengths_of(features, None if isinstance(features, Mapping) else 1.0, variant.sae.d_sae)
     none = _answer(variant, protocol)
     points = [_point("none", 0.0, none, none, protocol)]
@@ -131,17 +133,18 @@ def sweep(
     if "prompt" in controls:
         told = [f"{instruction}{prompt}" for prompt in protocol.prompts]
         points.append(_point("prompt", 0.0, _answer(variant, protocol, told), none, protocol))
-    return Curve(points, find_knee(points))
+    return Curve(points, find_knee(points, mode))
 
 
-def find_knee(points: Sequence[Point]) -> float | None:
+def find_knee(points: Sequence[Point], mode: Mode = "nudge") -> float | None:
     """The smallest fluent strength of the arm "edit" with 90 % of the largest gain over the arm "none"."""
+    idle = 1.0 if mode == "scale" else 0.0
     (none,) = (point.behaviour for point in points if point.arm == "none")
     gains = {p.strength: p.behaviour - none for p in points if p.arm == "edit" and p.fluent}
     best = max(gains.values(), default=0.0)
     # The last bits of 90 % of a gain are rounding.
     good = [strength for strength, gain in gains.items() if gain >= KNEE_SHARE * best - 1e-12]
-    return min(good, key=abs) if best > 0 else None
+    return min(good, key=lambda strength: abs(strength - idle)) if best > 0 else None
 
 
 def mean_change(variant: Variant, responses: Sequence[Response]) -> Tensor:
@@ -208,13 +211,17 @@ def _point(arm: str, strength: float, found: Answered, none: Answered, protocol:
     )
 
 
-def _check(
-    strengths: Sequence[float], protocol: Protocol, controls: Sequence[ControlArm], instruction: str | None
-) -> None:
-    if not strengths or len(set(strengths)) < len(strengths):
-        raise InputError(f"strengths: {list(strengths)} must be at least one number, none of them twice")
-    if len(protocol.prompts) < 2:
-        raise InputError(f"prompts: {len(protocol.prompts)} are given; intervals over prompts need at least 2")
+def check_strengths(strengths: Sequence[float], n_prompts: int) -> None:
+    """Raises:
+    InputError: for no strengths, one that comes twice or is not finite, or fewer prompts than intervals need.
+    """
+    if not strengths or len(set(strengths)) < len(strengths) or not all(map(isfinite, strengths)):
+        raise InputError(f"strengths: {list(strengths)} must be at least one finite number, none of them twice")
+    if n_prompts < 2:
+        raise InputError(f"prompts: {n_prompts} are given; intervals over prompts need at least 2")
+
+
+def _check_controls(protocol: Protocol, controls: Sequence[ControlArm], instruction: str | None) -> None:
     for control in controls:
         if control not in get_args(ControlArm):
             raise InputError(f"controls: {control!r} is not known; allowed are {', '.join(get_args(ControlArm))}")

@@ -178,7 +178,7 @@ class Variant(Rulebook):
         check_streamer(streamer, n * len(rows))
         starts = [Response(str(i), 0, tuple(row), (), "", (), "length") for i, row in enumerate(rows)]
         drawn: list[list[Response]] = [[] for _ in rows]
-        for part, samples in self._parts(rows, n):
+        for part, samples in self._parts(rows, n, batch_size):
             with self.steered([rows[i] for i in part] if self.where == "completion" else None, self._watching()):
                 grown = continue_responses(
                     self.loaded,
@@ -213,19 +213,29 @@ class Variant(Rulebook):
         self, prompt: str | Sequence[int], top_k: int = 10, among: Sequence[str] | None = None
     ) -> dict[str, float]:
         """Logits of the next token: the `top_k` largest by token text, or those of the tokens that texts in `among`
-        begin with."""
+        begin with.
+
+        Raises:
+            InputError: if a text in `among` holds no token.
+        """
+        tokenizer = self.loaded.tokenizer
+        first = {text: self._first_token(text) for text in among or ()}
         ids = torch.tensor([self.ids(prompt)], device=unwrap(self.loaded.model).device)
         with (
             eval_mode(unwrap(self.loaded.model)),
             self.steered([ids[0].tolist()] if self.where == "completion" else None),
         ):
             logits_V = unwrap(self.loaded.model)(input_ids=ids, use_cache=False).logits[0, -1].float()
-        tokenizer = self.loaded.tokenizer
         if among is not None:
-            first = {text: tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in among}
             return {text: float(logits_V[token]) for text, token in first.items()}
         best = logits_V.topk(min(top_k, len(logits_V)))
         return {str(tokenizer.decode([i])): v for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
+
+    def _first_token(self, text: str) -> int:
+        ids = self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"among: {text!r} holds no token; give texts of at least one")
+        return int(ids[0])
 
     # --- looking ---
 
@@ -290,13 +300,14 @@ class Variant(Rulebook):
         variant.load(value)
         return variant
 
-    def _parts(self, rows: Sequence[Sequence[int]], n: int) -> Iterator[tuple[list[int], list[int]]]:
+    def _parts(self, rows: Sequence[Sequence[int]], n: int, batch_size: int) -> Iterator[tuple[list[int], list[int]]]:
         """Which prompts, and which samples of each, are drawn in one go."""
         groups = unnested(rows) if self.where == "completion" else [list(range(len(rows)))]
         if not self.watches or n < 1:
             yield from ((group, list(range(n))) for group in groups)
             return
-        chunks = (group[i : i + WATCHED_ROWS] for group in groups for i in range(0, len(group), WATCHED_ROWS))
+        size = max(1, min(WATCHED_ROWS, batch_size))  # more rows than a batch holds would be prefilled more than once
+        chunks = (group[i : i + size] for group in groups for i in range(0, len(group), size))
         yield from ((chunk, [sample]) for chunk in chunks for sample in range(n))
 
     def _watching(self) -> Watching | None:

@@ -68,8 +68,7 @@ class Watching:
         for watch, held_N in zip(self.watches, held, strict=True):
             held_BS = torch.zeros_like(open_BS)
             held_BS[open_BS] = held_N.to(open_BS.device)
-            for row in held_BS.any(-1).nonzero()[:, 0].tolist():
-                place = int(held_BS[row].nonzero()[0, 0])
+            for row, place in held_BS.nonzero().tolist():
                 if not self._ended(row):
                     self._tell(watch, row, len(self.rows[row]) - ids_BS.shape[1] + place + 1)
 

@@ -82,6 +82,12 @@ def _step(theme: Theme, change: str) -> Step:
     return Step(verb, int(amount), 1 if verb in theme.gains else -1)
 
 
+def allowed_kinds(questions: Sequence[Question]) -> tuple[str, ...]:
+    """The kinds that the text of every question allows: all for problems of the tiny world, else `irrelevant`."""
+    told = all(read_story(question.prompt) is not None for question in questions)
+    return tuple(KINDS) if told else ("irrelevant",)
+
+
 def fuzz(questions: Sequence[Question], kinds: Sequence[str], n: int = 1, seed: int = 0) -> list[Variation]:
     """Up to `n` variations of each kind of each question, none twice and none equal to an original.
 
@@ -124,7 +130,9 @@ def _variation(question: Question, kind: str, index: int, seen: set[str], rng: r
     for _ in range(TRIES):
         told = KINDS[kind](story, rng)
         prompt = told.tell()
-        if prompt not in seen and is_sound(told.problem):
+        # Other numbers may come to the answer there was.
+        fresh = kind != "numbers" or told.problem.answer != story.problem.answer
+        if fresh and prompt not in seen and is_sound(told.problem):
             seen.add(prompt)
             solution = write_chain(told.problem, (False,) * len(told.problem.days))
             return Variation(question.id, kind, Question(name, prompt, str(told.problem.answer), solution))
