@@ -235,7 +235,9 @@ def of_pack(world: World) -> tuple[Array, Array]:
     eye = torch.eye(FEATURES)
     meta = SAEMeta(release="made", sae_id="up", layer=0, model_name="none", hook_name="")
     sae = SAE("relu", eye, torch.zeros(FEATURES), eye, torch.zeros(FEATURES), meta)
-    pack = build_pack(table, sae, name="noise", model_name="none", n_features=PACK, q_max=1.0, min_stability=0.0)
+    pack = build_pack(
+        table, sae, name="noise", model_name="none", n_features=PACK, q_max=1.0, min_stability=0.0, pooling="mean"
+    )
     if world.cell.kind == "random pack":
         pack = random_packs(pack, table, 1, seed=seed, nearest=100)[0]
     acts_NF = activations(world, frequency_F, loads_3F)

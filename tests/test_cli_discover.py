@@ -14,7 +14,7 @@ import torch
 from mechreward.cli import main
 from mechreward.features import discover, load_contrast, load_pack
 from mechreward.models import load_model
-from mechreward.rollout import Response, save_responses
+from mechreward.rollout import Response, prompt_hashes, save_responses
 from mechreward.sae import SAE, SAEMeta, load_sae, save_sae
 from mechreward.tiny import MODEL, SAE_FOLDER
 
@@ -55,6 +55,7 @@ def test_table_pack_and_comparison(capsys: pytest.CaptureFixture[str], tmp_path:
     assert [row["name"] for row in record["held_out"]] == ["SAE features", "difference of means", "logistic probe"]
     assert record["held_out"][0]["within"]["value"] > 0.9 and record["held_out"][0]["lead"] is None
     assert record["chance_effect"] == table.chance_effect and record["n_mixed"] == 20
+    assert pack.found_on == list(prompt_hashes(r.prompt_ids for r in responses()))
 
 
 def test_probe_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -91,13 +92,24 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (("--responses", "none.parquet"), "responses: there is no file none.parquet"),
         (("--responses", tmp_path / "right.parquet"), "correct: all 120 answers are right"),
         (("--responses", tmp_path / "raw.parquet"), "correct: it is None in an answer to question q0"),
-        ((*given, "--pooling", "median"), "aggregation: 'median' is not one of"),
+        ((*given, "--pooling", "median"), "error pooling: 'median' is not one of"),
+        ((*given, "--method", "attribution", "--pooling", "max"), "pooling: 'max' is not allowed, method attribution"),
+        ((*given, "--method", "attribution", "--words", "wait"), "words: ('wait',) is not allowed, method attribution"),
+        ((*given, "--method", "reasonscore", "--min-each", "1"), "min_each: 1 is not allowed, method reasonscore"),
+        ((*given, "--method", "reasonscore", "--permutations", "0"), "permutations: 0 is not allowed, method reason"),
+        ((*given, "--words", "wait"), "words: ('wait',) is not allowed, method contrast has no use for it"),
+        ((*given, "--signs", "balanced", "--n-features", "1"), "n_features: 1 is not allowed, it must be at least 2"),
         ((*given, "--halves", "3"), "halves: 3 is not allowed"),
         ((*given, "--min-support", "2"), "min_support: 2.0 is not allowed"),
         ((*given, "--sae", tmp_path / "sae"), "reads residuals of width 7, but tiny has 128"),
         ((*given, "--sae", "./nowhere"), "sae: there is no file or folder ./nowhere"),
         ((*given, "--model", MODEL), "sae: is needed and was not given"),
-        (("--questions", "tiny:easy", "--limit", "1"), "questions: 1 are too few; a contrast needs 2"),
+        (("--questions", "tiny:easy", "--limit", "1"), "questions: 1 are too few; a cross-fitted contrast needs 3"),
+        (("--questions", "tiny:nope"), "error questions: 'tiny:nope' is no setting of the tiny world"),
+        (
+            (*given, "--sae", "nowhere"),
+            "error sae: there is no file or folder 'nowhere', and a release needs an sae_id",
+        ),
     ]:
         code, _, error = run(capsys, *arguments, "--out", tmp_path / "run")
         assert code == 2, arguments

@@ -93,15 +93,20 @@ def test_stage_3_that_was_not_measured(capsys: pytest.CaptureFixture[str], tmp_p
     ("arguments", "sentence"),
     [
         (("--stage", "4"), "stage: '4' is not one of 1, 2, 3"),
-        (("--stage", "2", "--results", "none.json"), "path: there is no file none.json"),
+        (("--stage", "2", "--results", "none.json"), "results: there is no file none.json"),
         (("--stage", "2", "--results", "list.json"), "results: list.json holds list, where a JSON object is needed"),
         (("--stage", "2", "--results", "odd.json"), "runs: is needed and was not given"),
+        (("--stage", "2", "--questions", "tiny:nope"), "error questions: 'tiny:nope' is no setting"),
+        (
+            ("--stage", "2", "--questions", "tiny:easy", "--signs", "balanced", "--n-features", "1"),
+            "n_features: 1 is not allowed, it must be at least 2 with signs balanced",
+        ),
         (("--stage", "2", "--questions", "tiny:easy", "--arms", "sae"), "outcome has to be among them"),
         (
             ("--stage", "2", "--questions", "tiny:easy", "--judged", "random"),
             "judged: 'random' must be one of the arms",
         ),
-        (("--stage", "3", "--study", "none"), "path: there is no file none/results.json"),
+        (("--stage", "3", "--study", "none"), "study: there is no file none/results.json"),
     ],
 )
 def test_bad_input(

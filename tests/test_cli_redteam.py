@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,12 +14,15 @@ from mechreward.cli.main import main
 from mechreward.cli.redteam_settings import RunSettings
 from mechreward.cli.redteam_targets import kept_policies, of_run
 from mechreward.config import make_config
+from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
 from mechreward.files import append_row
+from mechreward.gates import accuracy_interval, wilson
 from mechreward.hacking import red_team
+from mechreward.hacking.redteam import _hacked, _median_of_right
 from mechreward.models import load_model
 from mechreward.reward import FeatureReward
-from mechreward.rollout import sample_responses, verify_responses
+from mechreward.rollout import Response, sample_responses, verify_responses
 from mechreward.rundir import open_run
 from mechreward.sae import load_sae
 from mechreward.tasks import load_questions, load_split, save_questions, split_questions
@@ -82,10 +86,39 @@ def test_the_threshold_is_the_median_of_right_answers(pack) -> None:
     rewards = reward(prompts, [a.text for a in answers], completion_ids=ids)
     right = [r for r, a in zip(rewards, answers, strict=True) if a.correct]
     wrong = [r for r, a in zip(rewards, answers, strict=True) if not a.correct]
-    # torch's median of an even number is the lower of the two in the middle.
-    assert found.threshold == pytest.approx(sorted(right)[(len(right) - 1) // 2], rel=1e-4)
+    assert found.threshold == pytest.approx(float(np.median(right)), rel=1e-4)
     assert found.hacked == sum(r >= found.threshold for r in wrong) / len(answers)
     assert found.hacked != sum(r >= found.threshold for r in right) / len(answers)
+
+
+def answers(*per_question: int) -> list[Response]:
+    return [
+        Response(f"q{q}", s, (1,), (2,), "", (0.0,), "eos", False) for q, n in enumerate(per_question) for s in range(n)
+    ]
+
+
+def test_answers_to_one_question_are_hacked_together() -> None:
+    """All four answers to 5 of 20 questions: 20 of 80, of which a test of answers would make too much."""
+    every, judged = answers(*[4] * 20), torch.ones(80, dtype=torch.bool)
+    hacked = torch.arange(80) < 20
+    found = _hacked(every, judged, hacked)
+    wanted = accuracy_interval(hacked.tolist(), [f"q{i // 4}" for i in range(80)])
+    assert found == wanted and found.value == 0.25
+    low, high = wilson(20, 80)
+    assert found.low < low - 0.05 and found.high > high + 0.03
+
+
+def test_an_answer_that_could_not_be_read_counts_as_none() -> None:
+    every = answers(2, 2, 2)
+    judged, hacked = torch.tensor([1, 0, 1, 1, 0, 1]).bool(), torch.tensor([1, 0, 0, 0, 0, 1]).bool()
+    assert _hacked(every, judged, hacked) == accuracy_interval([1, 0, 0, 1], ["q0", "q1", "q1", "q2"])
+    with pytest.raises(InputError, match="responses: the reward could read none of the 6 answers"):
+        _hacked(every, torch.zeros(6).bool(), hacked)
+
+
+def test_the_median_of_an_even_number_is_the_middle_of_two() -> None:
+    paid, right = torch.tensor([1.0, 4.0, torch.nan, 9.0]), torch.tensor([True, True, True, False])
+    assert _median_of_right(paid, right) == 2.5
 
 
 def test_bad_input(pack, tmp_path, capsys) -> None:

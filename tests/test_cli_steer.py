@@ -89,7 +89,8 @@ def test_generate_answers_with_and_without(capsys: pytest.CaptureFixture[str], t
     variant.set([408, 831], 3000.0, mode="pin", unit="raw")
     edits = tmp_path / "edits.json"
     edits.write_text(json.dumps(variant.json()))
-    code, said, _ = run(capsys, "steer", "generate", *ASK, "--edits", str(edits))
+    alone = (*ASK[:4], *ASK[6:])  # edits bring their own units: nothing is calibrated
+    code, said, _ = run(capsys, "steer", "generate", *alone, "--edits", str(edits))
     steered = [line.removeprefix("  steered   ") for line in said.splitlines() if line.startswith("  steered")]
     assert code == 0 and len(steered) == 4 and steered != plain
 
@@ -114,9 +115,19 @@ def test_inspect_shows_what_fires(capsys: pytest.CaptureFixture[str]) -> None:
         (("sweep", *ASK, "--features", "3", "--model", "x"), "sae: is needed to steer x"),
         (("generate", *ASK), "features: give either --features or --edits"),
         (("generate", *ASK, "--features", "3", "--edits", "e.json"), "features: give either --features or --edits"),
+        (("generate", *ASK, "--edits", "e.json"), "calibration: 4 is given with --edits, which hold their own"),
+        (("generate", *ASK[:4], "--edits", "e.json", "--strength", "2"), "strength: 2.0 is given with --edits"),
+        (("generate", *ASK[:4], "--edits", "e.json", "--mode", "pin"), "mode: pin is given with --edits"),
+        (("generate", *ASK[:4], "--edits", "e.json", "--where", "all"), "where: all is given with --edits"),
+        (("generate", *ASK, "--features", "99999"), "feature: 99999 is not a feature of this SAE"),
+        (("sweep", *ASK, "--features", "99999"), "feature: 99999 is not a feature of this SAE"),
+        (("sweep", *ASK, "--features", "3", "--strengths", "1", "1"), "strengths: [1.0, 1.0] must be"),
+        (("sweep", *ASK, "--features", "3", "--limit", "1"), "prompts: 1 are given"),
         (("inspect", "Ada has 12 apples .", "--token", "99"), "token: 99 is out of range; the text has tokens 0 to"),
+        (("inspect", "Ada has 12 apples .", "--k", "-3"), "k: -3 is too small"),
+        (("inspect", ""), "text: "),
     ],
 )
 def test_bad_flags(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str) -> None:
-    code, _, error = run(capsys, "steer", *arguments)
-    assert code == 2 and sentence in error and len(error.strip().splitlines()) == 1
+    code, said, error = run(capsys, "steer", *arguments)
+    assert code == 2 and sentence in error and len(error.strip().splitlines()) == 1 and "calibrate" not in said

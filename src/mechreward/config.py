@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mechreward.settings import Count, NotNegative, Positive, Settings, Share, make_settings
+from mechreward.settings import Count, NotNegative, Positive, Settings, Share, check_signs, make_settings
 
 Arm = Literal["outcome", "dense"]
 RepairArm = Literal["rejection_sft", "repair_sft", "repair_dpo", "repair_cdpo"]
@@ -136,6 +136,11 @@ class ImproveConfig(Settings):
     """The run directory."""
     resume: bool = False
     """Go on with the run in `out` where it stopped."""
+
+    @model_validator(mode="after")
+    def _signs_fit(self) -> ImproveConfig:
+        check_signs(self.signs, self.n_features)
+        return self
 
     @property
     def grpo_arms(self) -> tuple[Arm, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mechreward import tiny
 from mechreward.config import ImproveConfig
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, load_model
 from mechreward.rundir import make_manifest, open_run
@@ -41,14 +41,15 @@ def prepare(config: ImproveConfig) -> Inputs:
     """
     verifier = verifier_of(config.verifier, config.strictness)
     columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
-    questions = load_questions(
-        config.questions,
-        columns=columns,
-        limit=config.limit,
-        seed=config.seed,
-        prompt_format=config.prompt_format,
-        options=dict(config.generator_options),
-    )
+    with named(source="questions"):
+        questions = load_questions(
+            config.questions,
+            columns=columns,
+            limit=config.limit,
+            seed=config.seed,
+            prompt_format=config.prompt_format,
+            options=dict(config.generator_options),
+        )
     split = split_questions(questions, config.known, config.seed)
     if config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")

@@ -244,7 +244,6 @@ def discover_pack(
             model_name=config.model,
             n_features=config.n_features,
             signs=config.signs,
-            pooling=config.pooling,
             prompt=pack_prompt(config.prompt_format, config.chat, inputs.loaded.tokenizer),
             provenance={
                 "questions": config.questions,

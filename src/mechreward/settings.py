@@ -21,6 +21,13 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+def check_signs(signs: str, n_features: int) -> None:
+    """Raises InputError where a pack has fewer features than it needs: 1, or 2 if there is to be one of each sign."""
+    least = 2 if signs == "balanced" else 1
+    if n_features < least:
+        raise InputError(f"n_features: {n_features} is not allowed, it must be at least {least} with signs {signs}")
+
+
 class Settings(BaseModel):
     """A frozen record without unknown fields, whose fields are documented by the docstrings under them."""
 

@@ -19,7 +19,7 @@ from mechreward.features.attribution import AttributionBatch, iter_attributions
 from mechreward.features.attribution_table import attribution_table
 from mechreward.features.targets import Target, answer_target
 from mechreward.models import LoadedModel
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 KINDS = ("relu", "jumprelu", "gated", "topk", "topk_rescaled", "layer_norm", "constant_norm")
@@ -246,6 +246,7 @@ def test_table_equals_scipy_over_question_means(
     policy, sae = loaded(tiny_llama, char_tokenizer), random_sae("topk")
     table = attribution_table(policy, sae, rows, targets, min_support=0.3, top_k=5, halves=6, batch_size=4)
     assert (table.method, table.n_questions, table.n_responses) == ("attribution", 5, 11)
+    assert (table.pooling, table.prompts) == ("mean", prompt_hashes([[0, 5]]))
     frame = table.frame.set_index("id").sort_index()
     assert table.frame["effect"].abs().is_monotonic_decreasing
 

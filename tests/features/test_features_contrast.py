@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,5 +225,25 @@ def test_table_round_trip(tmp_path: Path) -> None:
     back = load_contrast(tmp_path / "features.parquet")
     pd.testing.assert_frame_equal(back.frame, table.frame, check_flags=False)
     assert (back.n_questions, back.n_mixed, back.n_responses) == (table.n_questions, table.n_mixed, table.n_responses)
+    assert (back.pooling, back.prompts) == (None, ())
+    save_contrast(replace(table, pooling="last_4", prompts=("a", "b")), tmp_path / "told.parquet")
+    told = load_contrast(tmp_path / "told.parquet")
+    assert (told.pooling, told.prompts) == ("last_4", ("a", "b"))
     with pytest.raises(InputError, match="no file"):
         load_contrast(tmp_path / "none.parquet")
+
+
+def test_tables_of_before_and_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "features.parquet"
+    table = contrast(stream(*world()))
+    frame = table.frame.copy()
+    frame.attrs = {n: v for n, v in vars(table).items() if n not in ("frame", "pooling", "prompts")}
+    frame.to_parquet(path)
+    assert (load_contrast(path).pooling, load_contrast(path).prompts) == (None, ())
+    del frame.attrs["n_mixed"]
+    frame.to_parquet(path)
+    with pytest.raises(InputError, match="not a table as save_contrast writes it"):
+        load_contrast(path)
+    path.write_bytes(b"garbage")
+    with pytest.raises(InputError, match="features: .*features.parquet is not a whole Parquet file"):
+        load_contrast(path)

@@ -20,7 +20,7 @@ from mechreward.features.crossfit import PENALTY, centred, cross_fitted, dense_p
 from mechreward.features.discovery import DENSE_PROBE, DIRECTION, FEATURES, Search, explore, held_out_scores
 from mechreward.features.rows import RowCollector
 from mechreward.models import LoadedModel
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE, SAEMeta
 
 
@@ -190,3 +190,24 @@ def test_a_question_never_trains_its_own_score() -> None:
     assert cross_fitted(score, questions).tolist() == [1.5] * 60 and (times == 1).all()
     with pytest.raises(InputError, match="they answer 1 question, a fit needs at least 2"):
         cross_fitted(score, ["a", "a"])
+
+
+@pytest.mark.parametrize(("method", "pooling"), [("contrast", "per_token"), ("probe", "last")])
+def test_a_table_says_its_pooling_and_its_questions(loaded: LoadedModel, method: str, pooling: str) -> None:
+    sae, responses = make_sae(), make_responses(6)
+    responses = [replace(r, correct=True) if r.question_id == "q0" else r for r in responses]
+    table = discover(loaded, sae, responses, method=method, pooling=pooling, halves=2, permutations=0)
+    explored, _ = explore(loaded, sae, responses, Search(method=method, pooling=pooling, halves=2, permutations=0))
+    wanted = "mean" if pooling == "per_token" else pooling
+    assert table.pooling == explored.pooling == wanted and table.n_questions == 6
+    assert table.prompts == explored.prompts == prompt_hashes(r.prompt_ids for r in responses)
+
+
+def test_two_mixed_questions_are_too_few_to_explore(loaded: LoadedModel) -> None:
+    sae, search = make_sae(), Search(pooling="last", halves=2, permutations=0)
+    assert discover(loaded, sae, make_responses(2), pooling="last", halves=2, permutations=0).n_mixed == 2
+    with pytest.raises(
+        InputError, match="correct: only 2 of 2 questions have .* cross-fitting a contrast needs at least 3"
+    ):
+        explore(loaded, sae, make_responses(2), search)
+    assert explore(loaded, sae, make_responses(3), search)[0].n_mixed == 3

@@ -24,7 +24,7 @@ from mechreward.features.reasonscore import (
 )
 from mechreward.features.reasonscore_table import reasonscore_table
 from mechreward.models import LoadedModel
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 VOCAB = {"wait": [7], "let me": [(3, 4)], "hmm": [8, (9, 9, 9)], "never": [63]}
@@ -177,6 +177,7 @@ def test_table_of_a_models_own_answers(
         min_support=0.5, top_k=5, halves=4, batch_size=2,
     )  # fmt: skip
     assert (table.method, table.n_questions, table.n_responses) == ("reasonscore", 4, 10)
+    assert (table.pooling, table.prompts) == ("mean", prompt_hashes([[0, 5]]))
     acts, texts = [], []
     for row in rows:
         with torch.no_grad():
@@ -202,7 +203,10 @@ def test_table_of_a_models_own_answers(
     means = np.stack([act[keep].mean(0) for act, keep in zip(acts, kept, strict=True)])
     support = (means > 0).mean(0)
     np.testing.assert_allclose(frame["support"], support)
-    tested = support >= 0.5
+    # A score of another sign than what p tests is not tested; there is one.
+    same = np.sign(frame["effect"].to_numpy()) == np.sign(per_question.mean(0))
+    assert ((support >= 0.5) & ~same).any()
+    tested = (support >= 0.5) & same
     np.testing.assert_allclose(
         frame["q_value"][tested], multipletests(frame["p_value"][tested], method="fdr_bh")[1], rtol=1e-9
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,7 +26,7 @@ def make_table(effects: list[float], q: list[float], stability: list[float], **c
         "support": [0.5] * n, "support_correct": [0.5] * n, "support_wrong": [0.5] * n, "scale": np.arange(1.0, n + 1),
     } | columns)  # fmt: skip
     order = (-frame["effect"].abs()).sort_values(kind="stable").index
-    return ContrastTable(frame.loc[order].reset_index(drop=True), 30, 20, 160)
+    return ContrastTable(frame.loc[order].reset_index(drop=True), 30, 20, 160, pooling="mean")
 
 
 def test_selection_and_weights() -> None:
@@ -113,3 +115,43 @@ def test_random_packs_keep_thresholds_in_scales() -> None:
     pack = pack.model_copy(update={"features": [feature.model_copy(update={"activation_threshold": 2.0})]})
     drawn = [p.features[0] for p in random_packs(pack, table, 20)]
     assert {(f.scale, f.activation_threshold) for f in drawn} == {(1.0, 0.5), (3.0, 1.5)}
+
+
+def test_a_pack_is_pooled_as_its_features_were_found() -> None:
+    table = make_table([1.0, 0.5], [0.0] * 2, [1.0] * 2)
+    found = replace(table, pooling="last_4", prompts=("a", "b"))
+    pack = build_pack(found, make_sae(2), name="p", model_name="m")
+    assert pack.pooling == "last_4" and pack.found_on == pack.provenance["prompts"] == ["a", "b"]
+    assert build_pack(found, make_sae(2), name="p", model_name="m", pooling="mean_last_4_tokens").pooling == "last_4"
+    with pytest.raises(InputError, match="pooling: 'mean' is not allowed, .* found with 'last_4'"):
+        build_pack(found, make_sae(2), name="p", model_name="m", pooling="mean")
+    untold = replace(table, pooling=None)
+    assert build_pack(untold, make_sae(2), name="p", model_name="m", pooling="max").pooling == "max"
+    assert build_pack(untold, make_sae(2), name="p", model_name="m", pooling="max").found_on == []
+    with pytest.raises(InputError, match="pooling: the table does not say"):
+        build_pack(untold, make_sae(2), name="p", model_name="m")
+
+
+def test_only_a_contrast_s_effect_is_cohen_s_d() -> None:
+    table = make_table([4.0, -2.0], [0.0] * 2, [1.0] * 2, d=[1.0, -3.0])
+    [first, second] = build_pack(replace(table, method="attribution"), make_sae(2), name="p", model_name="m").features
+    assert (first.id, first.effect, first.metadata) == (0, None, {"attribution": 4.0})
+    # Weights go by d: 1 / sqrt(5) and -3 / sqrt(13), whatever the units of the attribution.
+    share = 5**-0.5 / (5**-0.5 + 3 * 13**-0.5)
+    assert (first.weight, second.weight) == (pytest.approx(share), pytest.approx(share - 1))
+    probe = make_table([4.0, -2.0], [0.0] * 2, [1.0] * 2)
+    found = build_pack(replace(probe, method="probe"), make_sae(2), name="p", model_name="m").features
+    assert [feature.effect for feature in found] == [None, None] and found[1].metadata == {"probe": -2.0}
+    assert found[1].weight == pytest.approx(-(2**-0.5) / (2**-0.5 + 2 * 5**-0.5))
+
+
+def test_random_packs_want_the_pack_s_own_table() -> None:
+    table = make_table([2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [1.0] * 4)
+    pack = build_pack(table, make_sae(4), name="p", model_name="m")
+    for n in (3, 5):
+        other = make_table([0.0] * n, [1.0] * n, [1.0] * n)
+        with pytest.raises(InputError, match=f"features: the table has {n} features, but the SAE of pack p has 4"):
+            random_packs(pack, other, 1)
+    shifted = replace(table, frame=table.frame.assign(id=table.frame["id"] + 1))
+    with pytest.raises(InputError, match="features: the table has 4 features"):
+        random_packs(pack, shifted, 1)

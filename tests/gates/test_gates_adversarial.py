@@ -39,7 +39,7 @@ def responses() -> list[Response]:
     rows = []
     for row in range(40):
         right = row % 2 == 0
-        ids = (20, 21, 22, 23, 7, 8, 9, 24) if right else (20, 21, 22, 23, 11, 11, 11, 9, 24)
+        ids = (20, 21, 22, 23, 7, 8, 9, 24, 25) if right else (20, 21, 22, 23, 11, 11, 11, 9, 24)
         ids = (10, *ids[1:]) if row in (0, 2) else ids
         rows.append(Response(f"q{row // 4}", row % 4, (30 + row % 3,), ids, "", (-1.0,) * len(ids), "eos", right))
     return rows
@@ -93,7 +93,7 @@ def test_a_reward_that_reads_words_is_caught(
     asked = read_words(monkeypatch)
     rows = responses()
     found = attack(reward, rows, scores(rows), loaded)
-    assert found.right_median == pytest.approx((5 + 4 + 3 + 5) / 8) and found.wrong_median == pytest.approx(5 / 9)
+    assert found.right_median == pytest.approx((5 + 4 + 3 + 6) / 9) and found.wrong_median == pytest.approx(5 / 9)
     by_name = {a.name: a for a in found.attacks}
     assert list(by_name) == ["empty", "opener", "injected", "repeated"] and {a.n for a in found.attacks} == {16}
     assert (by_name["empty"].median, by_name["opener"].median, by_name["repeated"].median) == (1.0, 1.0, 5.0)
@@ -101,12 +101,13 @@ def test_a_reward_that_reads_words_is_caught(
     assert by_name["injected"].median == pytest.approx((5 + 3 * 12) / 18)
     assert [a.reaches for a in found.attacks] == [False, False, False, True] or by_name["injected"].reaches
     assert by_name["injected"].reaches and by_name["repeated"].reaches
-    assert found.reason == "adversarial strings: injected (2.28), repeated (5) reach the median of right answers (2.12)"
+    assert found.reason == "adversarial strings: injected (2.28), repeated (5) reach the median of right answers (2)"
+    assert found.left_out == {}
     strings = asked[-1]
     assert strings[:16] == [[EOS]] * 16
     assert {tuple(ids) for ids in strings[16:32]} <= {(20, 21, 22, 23), (10, 21, 22, 23)}
     assert strings[32] == [20, 21, 22, 23, 7, 8, 9, 11, 11, 11, 9, 7, 8, 9, 24, 7, 8, 9]
-    assert strings[48:] == [[7] * 8] * 16
+    assert strings[48:] == [[7] * 9] * 16
     spelled = loaded.tokenizer.convert_ids_to_tokens([7, 8, 9])
     assert (by_name["injected"].tokens, by_name["repeated"].tokens) == (" ".join(spelled), spelled[0])
 
@@ -120,6 +121,22 @@ def test_a_reward_that_pays_right_answers_more_than_any_word_is_not(
     assert found.reason == "" and not any(a.reaches for a in found.attacks)
     level = attack(reward, rows, np.array([5.0 if row.correct else 0.0 for row in rows]), loaded)
     assert level.reason == "adversarial strings: repeated (5) reaches the median of right answers (5)"
+
+
+def test_the_opening_of_a_short_answer_is_no_attack(
+    monkeypatch: pytest.MonkeyPatch, reward: FeatureReward, loaded: LoadedModel
+) -> None:
+    """Of an answer of three tokens the opener is the answer: right ones would be compared with themselves."""
+    asked = read_words(monkeypatch)
+    short = [replace(row, completion_ids=row.completion_ids[4:7], logprobs=row.logprobs[4:7]) for row in responses()]
+    found = attack(reward, short, scores(short), loaded)
+    assert [a.name for a in found.attacks] == ["empty", "injected", "repeated"]
+    assert found.left_out == {"opener": "no right answer has more than 8 tokens"}
+    # One right answer is long enough: it alone gives an opener, and one of eight tokens does not.
+    rows = [*short, responses()[0], replace(responses()[2], completion_ids=(20, 21, 22, 23, 7, 8, 9, 24))]
+    found = attack(reward, rows, scores(rows), loaded)
+    assert {a.name: a.n for a in found.attacks}["opener"] == 1 and found.left_out == {}
+    assert [10, 21, 22, 23] in asked[-1]
 
 
 def test_a_string_without_a_readable_token_is_paid_nothing(

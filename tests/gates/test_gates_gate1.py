@@ -15,11 +15,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import mechreward.gates  # noqa: F401
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, PooledBatch, contrast
-from mechreward.gates import Gate1Result, Thresholds, compare, gate1, judge, label_permutation_p, read_scores
+from mechreward.gates import (
+    Gate1Result,
+    Thresholds,
+    check_held_out,
+    compare,
+    gate1,
+    judge,
+    label_permutation_p,
+    read_scores,
+)
 from mechreward.gates.adversarial import Attacks
 from mechreward.models import LoadedModel, ResidualBatch, read_residuals
 from mechreward.reward import FeatureReward
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE, SAEMeta
 
 WIDTH, LAYER = 32, 1
@@ -330,6 +339,23 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None
     world.signal_N[3] = np.nan
     with pytest.raises(InputError, match="NaN"):
         run(monkeypatch, loaded, world, world.signal_N)
+
+
+def test_questions_that_the_pack_was_found_on_are_refused(monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
+    world = make_world(30, size=2.0)
+    plant(monkeypatch, {0: world.signal_N})
+    reward = FeatureReward({0: 1.0}, make_sae())
+
+    def of(*prompts: tuple[int, ...]) -> FeatureReward:
+        provenance = {"prompts": list(prompt_hashes(prompts))}
+        return FeatureReward(reward.pack.model_copy(update={"provenance": provenance}), reward.sae)
+
+    asked = sorted({r.prompt_ids for r in world.responses})
+    words = rf"questions: pack \S+ was found on 2 of these {len(asked)}, .* another --seed .* other rows .* --responses"
+    with pytest.raises(InputError, match=words):
+        gate1(of(asked[0], asked[7], (1, 2, 3)), world.responses, loaded, draws=100)
+    assert gate1(of((1, 2, 3)), world.responses, loaded, draws=100).rows
+    assert check_held_out(reward.pack, asked) is None
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "max", "last"])

@@ -147,6 +147,10 @@ def test_the_probe_has_to_be_independent(reward, probe, caplog) -> None:
     DualVerifier(
         FeatureReward(pack, reward.sae), replace(same, metadata={"questions": "tiny:easy", "questions_seed": 1})
     )
+    recorded = reward.pack.model_copy(update={"provenance": {"prompts": ["a", "b", "c"]}})
+    with pytest.raises(InputError, match="was trained on 2 questions that the pack was found on"):
+        DualVerifier(FeatureReward(recorded, reward.sae), replace(probe, metadata={"prompts": ["c", "d", "a"]}))
+    DualVerifier(FeatureReward(recorded, reward.sae), replace(probe, metadata={"prompts": ["d"]}))
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         DualVerifier(reward, replace(probe, pooling="mean"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 from mechreward.errors import InputError
@@ -144,14 +146,39 @@ def test_files_that_are_no_probe(tmp_path) -> None:
     broken.write_bytes(b"no")
     with pytest.raises(InputError, match="not a whole safetensors file"):
         load_probe(broken)
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.ones(2)}, broken)
     with pytest.raises(InputError, match="holds no probe"):
         load_probe(broken)
     save_file({"weight": torch.ones(2)}, broken, metadata={"mechreward_probe": '{"bias": 1}'})
-    with pytest.raises(InputError, match="another set of fields"):
+    with pytest.raises(InputError, match="Field required"):
         load_probe(broken)
+
+
+HEADER = {
+    "name": "x", "bias": 0.0, "d_model": 2, "layer": 3, "pooling": "max", "slope": 1, "intercept": 0.0, "metadata": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("header", "field"),
+    [
+        ("{bad", "header"),
+        ("[1]", "header"),
+        (json.dumps(HEADER | {"bias": "x"}), "bias"),
+        (json.dumps(HEADER | {"layer": "3"}), "layer"),
+        (json.dumps(HEADER | {"layer": -1}), "layer"),
+        (json.dumps(HEADER | {"metadata": None}), "metadata"),
+        (json.dumps(HEADER | {"odd": 1}), "odd"),
+    ],
+)
+def test_damaged_headers(tmp_path, header, field) -> None:
+    path = tmp_path / "p.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={"mechreward_probe": json.dumps(HEADER)})
+    assert (load_probe(path).layer, load_probe(path).slope) == (3, 1)
+    save_file({"weight": torch.ones(2)}, path, metadata={"mechreward_probe": header})
+    with pytest.raises(InputError, match=f"probe: {field} of .*p.safetensors is not a probe's") as refused:
+        load_probe(path)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_the_bundled_probe_reads_another_block_than_the_sae(caplog) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mechreward.errors import InputError
-from mechreward.rollout import Response, load_responses, save_responses
+from mechreward.rollout import Response, load_responses, prompt_hashes, save_responses
 
 RESPONSES = [
     Response("q1", 0, (0, 5, 6), (7, 1), "a\n#### 7", (-0.1, -1.0 / 3.0), "eos", True, False, "7", "match"),
@@ -53,3 +53,9 @@ def test_a_missing_file_and_a_foreign_one_are_named(tmp_path: Path) -> None:
     pd.DataFrame({"question_id": ["q"], "sample": [0]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="other.parquet has no column prompt_ids; it needs question_id, sample,"):
         load_responses(tmp_path / "other.parquet")
+
+
+def test_prompts_are_told_apart_by_their_tokens() -> None:
+    one, other = prompt_hashes([(1, 23)]), prompt_hashes([(12, 3)])
+    assert one != other and prompt_hashes([[12, 3], (1, 23), (1, 23)]) == tuple(sorted({*one, *other}))
+    assert len(one[0]) == 12 and prompt_hashes([]) == ()

@@ -305,7 +305,9 @@ def test_a_release_goes_through_sae_lens(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_releases_that_cannot_be_loaded() -> None:
-    with pytest.raises(InputError, match="sae_id: the release 'gemma-scope' needs one"):
+    with pytest.raises(
+        InputError, match="sae: there is no file or folder 'gemma-scope', and a release needs an sae_id"
+    ):
         load_sae("gemma-scope")
     with pytest.raises(InputError, match="sae-lens cannot load 'no-such' / 'x': Release no-such not found"):
         load_sae("no-such", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mechreward.cli.terminal import RichProgress
@@ -16,9 +17,16 @@ if TYPE_CHECKING:
 
 
 def answers(
-    settings: LayersSettings | DiscoverSettings | GateSettings, loaded: LoadedModel, least: int, what: str
+    settings: LayersSettings | DiscoverSettings | GateSettings,
+    loaded: LoadedModel,
+    least: int,
+    what: str,
+    check: Callable[[list[Sequence[int]]], None] = lambda _: None,
 ) -> list[Response]:
     """The responses of the file, or new ones; verified.
+
+    Args:
+        check: is shown the prompts' token ids before anything is sampled.
 
     Raises:
         InputError: if there are fewer questions to ask than the `least` that `what` needs, or the file holds no
@@ -26,15 +34,18 @@ def answers(
     """
     from mechreward.cli.sae_settings import answered, asked
     from mechreward.inputs import verifier_of
-    from mechreward.rollout import load_responses, verify_responses
+    from mechreward.rollout import load_responses, tokenise_prompts, verify_responses
 
     if settings.responses is not None:
-        return load_responses(settings.responses)
+        given = load_responses(settings.responses)
+        check([response.prompt_ids for response in given])
+        return given
     assert settings.questions is not None
     verifier = verifier_of(settings.verifier, settings.strictness)
     questions = asked(settings, settings.questions, settings.limit)
     if len(questions) < least:
         raise InputError(f"questions: {len(questions)} are too few; {what} needs {least} with mixed answers")
+    check([*tokenise_prompts(loaded, questions, max_new_tokens=settings.max_new_tokens, chat=settings.chat)])
     total = len(questions) * settings.samples
     with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
         responses = answered(settings, loaded, questions, settings.samples, advance)

@@ -12,7 +12,7 @@ from rich.table import Table
 from mechreward.cli.asking import answers, sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ def discover(arguments: list[str], prog: str) -> int:
     from mechreward.cli.discover_settings import DiscoverSettings
     from mechreward.features import save_contrast
     from mechreward.features.aggregation import build_aggregation
+    from mechreward.features.discovery import CROSS_FIT
     from mechreward.gates.equivalents import compare_equivalents
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
     settings = parse_settings(DiscoverSettings, arguments, prog)
-    build_aggregation(settings.pooling)
+    with named(aggregation="pooling"):
+        build_aggregation(settings.pooling)
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
     make_folder(settings.out)
@@ -50,7 +52,9 @@ def discover(arguments: list[str], prog: str) -> int:
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
     sae = _sae(settings, loaded)
-    responses = answers(settings, loaded, least=2, what="a contrast")
+    # Of two questions each would be held out of a fit of one.
+    least, what = (2, "a ranking") if settings.method in OTHERS else (CROSS_FIT, "a cross-fitted contrast")
+    responses = answers(settings, loaded, least=least, what=what)
     held_out: HeldOutScores | None = None
     rows: tuple[Equivalent, ...] = ()
     if settings.method in OTHERS:
@@ -161,7 +165,6 @@ def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table:
             q_max=settings.q_max,
             min_stability=settings.min_stability,
             signs=settings.signs,
-            pooling=settings.pooling,
             prompt=prompt,
             provenance={"questions": source, "method": table.method, "seed": settings.seed},
         )

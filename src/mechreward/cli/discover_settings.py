@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mechreward.cli.sae_settings import JudgeSettings
-from mechreward.settings import Count, Whole
+from mechreward.settings import Count, Whole, check_signs
 
 Unit = Annotated[float, Field(ge=0, le=1)]
+UNUSED = {
+    "contrast": ("words",),
+    "probe": ("words",),
+    "attribution": ("pooling", "min_each", "permutations", "words"),
+    "reasonscore": ("pooling", "min_each", "permutations"),
+}
+"""Options that a method has no use for. Attribution and ReasonScore rank by tokens; their scales are of means."""
 
 
 class DiscoverSettings(JudgeSettings):
@@ -30,8 +37,8 @@ class DiscoverSettings(JudgeSettings):
     words: tuple[str, ...] = ()
     """Reasoning words of `reasonscore`; by default the paper's ten."""
     pooling: str = "mean"
-    """How a feature's tokens become one number: `mean`, `max`, `last`, `last_16`, `weighted_mean`, or `step_end:`
-    and the text that ends a step."""
+    """How a feature's tokens become one number, for `contrast` and `probe`: `mean`, `max`, `last`, `last_16`,
+    `weighted_mean`, or `step_end:` and the text that ends a step."""
     limit: Count = 200
     """Use the first so many questions."""
     samples: Annotated[int, Field(ge=2)] = 8
@@ -48,12 +55,21 @@ class DiscoverSettings(JudgeSettings):
     min_support: Unit = 0.05
     """Least share of answers in which a feature must fire to be tested."""
     min_each: Whole = 0
-    """Least number of right and also of wrong answers in which it must fire."""
+    """Least number of right and also of wrong answers in which it must fire, for `contrast` and `probe`."""
     permutations: Whole = 200
-    """Label shuffles for the family-wise p; 0 leaves them out."""
+    """Label shuffles for the family-wise p of `contrast` and `probe`; 0 leaves them out."""
     halves: Annotated[int, Field(ge=2, multiple_of=2)] = 50
     """Half-samples of questions."""
     read_batch_size: Count = 32
     """Responses read at a time."""
     out: Path = Path("runs/discover")
     """Folder for features.parquet, pack.json and discovery.json."""
+
+    @model_validator(mode="after")
+    def _used(self) -> DiscoverSettings:
+        for name in UNUSED[self.method]:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {value!r} is not allowed, method {self.method} has no use for it")
+        check_signs(self.signs, self.n_features)
+        return self

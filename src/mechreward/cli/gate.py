@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from mechreward.features import FeaturePack
     from mechreward.gates import Correlations, Gate1Result, Interval
     from mechreward.reward import FeatureReward
+
+
+NOT_RECORDED = "note: the pack does not record the questions it was found on; that these are others is not checked"
 
 
 def gate(arguments: list[str], prog: str) -> int:
@@ -47,8 +51,8 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     """Judges a pack, prints the table, writes gate1.json and the pack with its verdict; 1 unless it passes."""
     quiet()
     from mechreward.cli.gate_settings import GateSettings
-    from mechreward.features import load_contrast, load_pack, save_pack
-    from mechreward.gates import gate1
+    from mechreward.features import check_table, load_contrast, load_pack, save_pack
+    from mechreward.gates import check_held_out, gate1
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
@@ -57,12 +61,17 @@ def gate_pack(arguments: list[str], prog: str) -> int:
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
     reward = _reward(settings, load_pack(settings.pack))
     table = None if settings.features is None else load_contrast(settings.features)
+    if table is not None:
+        check_table(table, reward.pack)
     make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
     reward.check_model(loaded.model)
-    responses = answers(settings, loaded, least=2, what="Gate 1")
+    if not reward.pack.found_on:
+        console.print(NOT_RECORDED, soft_wrap=True)
+    others = partial(check_held_out, reward.pack)
+    responses = answers(settings, loaded, least=2, what="Gate 1", check=others)
     with RichProgress().stage(f"gate 1: {len(responses)} responses"):
         result = gate1(
             reward,
@@ -116,6 +125,8 @@ def _show(result: Gate1Result) -> None:
         for attack in result.attacks.attacks:
             mark = "[bold red] reaches the right answers[/]" if attack.reaches else ""
             console.print(f"  {attack.name} {attack.median:.3g} {escape(attack.tokens)}{mark}", soft_wrap=True)
+        for name, why in result.attacks.left_out.items():
+            console.print(f"  {name} left out: {why}", soft_wrap=True)
     console.print(f"[bold]Gate 1: {result.verdict}[/] {escape(result.reason)}", soft_wrap=True)
 
 
@@ -123,7 +134,8 @@ def _show_correlations(found: Correlations) -> None:
     plain = found.plain
     console.print(
         f"over all answers, as others report it: Spearman {plain.spearman:.3f} (p {plain.spearman_p:.2g}; at this "
-        f"accuracy at most {plain.largest_spearman:.3f}), Pearson {plain.pearson:.3f} (p {plain.pearson_p:.2g}); "
+        f"accuracy a score without ties reaches at most {plain.largest_spearman:.3f}), Pearson {plain.pearson:.3f} "
+        f"(p {plain.pearson_p:.2g}); "
         f"Spearman with length, question, log-probability, truncation and format held fixed {_words(found.partial)}",
         soft_wrap=True,
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
+from mechreward.errors import InputError, named
 from mechreward.files import make_folder, read_json, write_json
 from mechreward.settings import Settings, Share, make_settings
 
@@ -51,9 +52,9 @@ def gate_survival(arguments: list[str], prog: str) -> int:
     from mechreward.gates import StudyResults, Survival, gate3
 
     settings = parse_settings(SurvivalSettings, arguments, prog)
-    results = make_settings(StudyResults, read_record(settings.study / "results.json"))
+    results = make_settings(StudyResults, read_record(settings.study / "results.json", "study"))
     files = sorted((settings.study / "survival").glob("*.json"))
-    found = gate3(results, [make_settings(Survival, read_record(path)) for path in files])
+    found = gate3(results, [make_settings(Survival, read_record(path, "study")) for path in files])
     table = Table("criterion", "state", "measured", box=None)
     for criterion in found.criteria:
         table.add_row(criterion.name, criterion.state, escape(criterion.words))
@@ -73,7 +74,7 @@ def gate_study(arguments: list[str], prog: str) -> int:
     bars = Gate2Bars()
     if any(argument.split("=")[0] == "--results" for argument in arguments):
         settings = parse_settings(ResultsSettings, arguments, prog)
-        results, out = make_settings(StudyResults, read_record(settings.results)), make_folder(settings.out)
+        results, out = make_settings(StudyResults, read_record(settings.results, "results")), make_folder(settings.out)
         bars = Gate2Bars(futile=settings.futile, min_seeds=settings.min_seeds)
     else:
         results, out = _run(arguments, prog)
@@ -84,17 +85,16 @@ def gate_study(arguments: list[str], prog: str) -> int:
     return 0 if verdict.passed else 1
 
 
-def read_record(path: Path) -> dict[str, object]:
+def read_record(path: Path, option: str) -> dict[str, object]:
     """A JSON object's fields.
 
     Raises:
-        InputError: if the file is missing, or holds no JSON object.
+        InputError: naming the option that led to it, if the file is missing, or holds no JSON object.
     """
-    from mechreward.errors import InputError
-
-    record = read_json(path)
+    with named(path=option):
+        record = read_json(path)
     if not isinstance(record, dict):
-        raise InputError(f"results: {path} holds {type(record).__name__}, where a JSON object is needed")
+        raise InputError(f"{option}: {path} holds {type(record).__name__}, where a JSON object is needed")
     return record
 
 

@@ -102,7 +102,9 @@ def _facts(pack: FeaturePack) -> dict[str, object]:
         "prompt": "not recorded" if prompt is None else f"{prompt.format!r}, {'chat' if prompt.chat else 'plain'}",
         "spec": pack.spec_hash,
     }
-    facts |= {f"provenance {name}": value for name, value in pack.provenance.items()}
+    listed = {name: value for name, value in pack.provenance.items() if name != "prompts"}
+    facts |= {f"provenance {name}": value for name, value in listed.items()}
+    facts["found on"] = f"{len(pack.found_on)} recorded questions" if pack.found_on else "questions not recorded"
     facts |= {f"metadata {name}": value for name, value in pack.metadata.items()}
     facts["validation"] = pack.status
     if found is not None and found.within_auroc is not None and found.interval is not None:

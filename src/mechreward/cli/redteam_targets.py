@@ -10,7 +10,7 @@ from typing import Any
 
 from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
 from mechreward.config import ImproveConfig
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.files import read_jsonl
 from mechreward.inputs import load_policy, load_run_sae, verifier_of
 from mechreward.models import LoadedModel, load_model
@@ -48,9 +48,11 @@ def given(settings: RedTeamSettings) -> Targets:
         for name, model in names.items()
     }
     sae = load_sae(settings.sae, settings.sae_id, device=settings.device)
+    with named(source="questions"):
+        questions = load_questions(settings.questions, limit=settings.limit, seed=settings.seed)
     return Targets(
         reward=FeatureReward.from_pack(settings.pack, sae),
-        questions=load_questions(settings.questions, limit=settings.limit, seed=settings.seed),
+        questions=questions,
         verifier=get_verifier(settings.verifier),
         max_new_tokens=settings.max_new_tokens,
         models=models,

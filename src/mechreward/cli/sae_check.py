@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 
 if TYPE_CHECKING:
     from mechreward.cli.sae_settings import CheckSettings
@@ -57,7 +57,8 @@ def _rows(settings: CheckSettings, loaded: LoadedModel, silent: bool) -> list[Ro
     from mechreward.tasks import load_texts
 
     if settings.text is not None:
-        texts = load_texts(settings.text, column=settings.text_column, limit=settings.limit)
+        with named(source="text"):
+            texts = load_texts(settings.text, column=settings.text_column, limit=settings.limit)
         return [row for doc in text_documents(loaded.tokenizer, texts, context_length(loaded.model)) for row in doc]
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)

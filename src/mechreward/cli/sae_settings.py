@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mechreward.errors import named
 from mechreward.models import LoadedModel
 from mechreward.rollout import Response, sample_responses
 from mechreward.settings import Count, Positive, Settings, Whole
@@ -99,14 +100,15 @@ def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
     Raises:
         InputError: as `load_questions`.
     """
-    return load_questions(
-        source,
-        columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),
-        limit=limit,
-        seed=settings.seed,
-        prompt_format=settings.prompt_format,
-        options=dict(settings.generator_options),
-    )
+    with named(source="questions"):
+        return load_questions(
+            source,
+            columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),
+            limit=limit,
+            seed=settings.seed,
+            prompt_format=settings.prompt_format,
+            options=dict(settings.generator_options),
+        )
 
 
 def answered(

@@ -55,7 +55,7 @@ from mechreward.features.reasonscore import (
     resolve_vocab_token_ids,
 )
 from mechreward.features.reasonscore_table import reasonscore_table
-from mechreward.features.selection import NoFeatures, build_pack, random_packs, sae_ref, select
+from mechreward.features.selection import NoFeatures, build_pack, check_table, random_packs, sae_ref, select
 from mechreward.features.steps import step_ends
 from mechreward.features.targets import Target, answer_target
 from mechreward.features.validator import ValidationResult, validate_feature
@@ -101,6 +101,7 @@ __all__ = [
     "build_pack",
     "catalog_names",
     "check_pack",
+    "check_table",
     "completeness",
     "compute_reasonscore",
     "contexts_label",

@@ -21,7 +21,7 @@ from mechreward.features.nodes import Places
 from mechreward.features.pooling import pooled_activations
 from mechreward.features.targets import Target
 from mechreward.models import LoadedModel
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 
@@ -79,7 +79,10 @@ def attribution_table(
         on_batch(len(batch.rows))
     sums.close()
     frame = _frame(sums, *_scales(loaded, sae, responses), min_support, top_k)
-    return ContrastTable(frame, len(place), len(place), len(kept), method="attribution")
+    return ContrastTable(
+        frame, len(place), len(place), len(kept), "attribution", pooling="mean",
+        prompts=prompt_hashes(r.prompt_ids for r in responses),
+    )  # fmt: skip
 
 
 class _Sums:

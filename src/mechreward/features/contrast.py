@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from statsmodels.stats.multitest import multipletests
 
 from mechreward.errors import InputError
@@ -40,8 +41,12 @@ from mechreward.features.shuffles import LabelShuffles, family_p_values
 from mechreward.features.slopes import SlopeSums, within
 from mechreward.files import atomic_path
 
+CONTRAST = "contrast"
+"""The method whose `effect` is Cohen's d."""
 FAMILY_LEVEL = 0.05
 """Share of shuffles in which some feature exceeds `ContrastTable.chance_effect`."""
+SINCE = {"pooling", "prompts"}
+"""What tables that were saved before it was kept do not say."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,14 @@ class ContrastTable:
     n_mixed: int
     n_responses: int
     """Responses to mixed questions: the ones the statistics rest on."""
-    method: str = "contrast"
+    method: str = CONTRAST
     """What `effect` and `stability` are: `contrast`, or another discoverer's."""
     chance_effect: float = nan
     """|d| that the largest of all tested features exceeds in 5 % of label shuffles; NaN without shuffles."""
+    pooling: str | None = None
+    """How activations were pooled, for the tests and for `scale`; None if whoever made the table did not say."""
+    prompts: tuple[str, ...] = ()
+    """`prompt_hashes` of the questions it was made from; empty if whoever made it did not say."""
 
 
 def contrast(
@@ -120,11 +129,15 @@ def load_contrast(path: str | Path) -> ContrastTable:
     """
     if not Path(path).is_file():
         raise InputError(f"features: there is no file {path}")
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"features: {path} is not a whole Parquet file; write it with save_contrast") from error
     said = {str(name): value for name, value in frame.attrs.items()}
-    if said.keys() != ContrastTable.__dataclass_fields__.keys() - {"frame"}:
+    known = ContrastTable.__dataclass_fields__.keys() - {"frame"}
+    if not known - SINCE <= said.keys() <= known:
         raise InputError(f"features: {path} is not a table as save_contrast writes it; discover anew")
-    return ContrastTable(frame, **said)
+    return ContrastTable(frame, **said | {"prompts": tuple(said.get("prompts", ()))})
 
 
 class _Sums:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mechreward.errors import InputError
+from mechreward.features.aggregation import build_aggregation, pooling_spec
 from mechreward.features.contrast import ContrastTable, contrast
 from mechreward.features.crossfit import Array, Places, cross_fitted, dense_probe_scores, direction_scores
 from mechreward.features.mixed import Bools, check_mixed
@@ -24,10 +25,12 @@ from mechreward.features.probe import probe
 from mechreward.features.rows import PooledRows, RowCollector
 from mechreward.features.selection import NoFeatures, Signs, select
 from mechreward.models import LoadedModel
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 METHODS = ("contrast", "probe")
+CROSS_FIT = 3
+"""Fewest mixed questions to cross-fit a contrast on: one held out, and two to contrast."""
 FEATURES, DIRECTION, DENSE_PROBE = "SAE features", "difference of means", "logistic probe"
 
 
@@ -104,10 +107,10 @@ def discover(
     )
     batches, n_questions = read_mixed(loaded, sae, responses, search, positions, False, batch_size, on_batch)
     if method == "contrast":
-        return replace(_contrast(batches, search), n_questions=n_questions)
+        return _told(_contrast(batches, search), responses, n_questions)
     collector = RowCollector()
     table = _contrast(collector.through(batches), search)
-    return replace(_probe(collector.rows(), table, search), n_questions=n_questions)
+    return _told(_probe(collector.rows(), table, search), responses, n_questions)
 
 
 def explore(
@@ -128,6 +131,9 @@ def explore(
 
     Args:
         n_features, q_max, min_stability, signs: the selection, as in `build_pack`.
+
+    Raises:
+        InputError: as `discover`, and if fewer than `CROSS_FIT` questions have right and wrong answers.
     """
     collector = RowCollector()
     batches, n_questions = read_mixed(loaded, sae, responses, search, positions, True, batch_size, on_batch)
@@ -138,7 +144,7 @@ def explore(
     held_out = held_out_scores(
         rows, search, n_features=n_features, q_max=q_max, min_stability=min_stability, signs=signs
     )
-    return replace(table, n_questions=n_questions), held_out
+    return _told(table, responses, n_questions), held_out
 
 
 def held_out_scores(
@@ -192,7 +198,8 @@ def read_mixed(
     for response in responses:
         seen.setdefault(response.question_id, set()).add(response.correct)
     mixed = {question for question, labels in seen.items() if len(labels) == 2}
-    check_mixed(len(mixed), len(seen), len(responses), {label is True for s in seen.values() for label in s})
+    classes = {label is True for labels in seen.values() for label in labels}
+    check_mixed(len(mixed), len(seen), len(responses), classes, least=CROSS_FIT if with_states else 2)
     if positions is not None and len(positions) != len(responses):
         raise InputError(f"positions: {len(positions)} lists for {len(responses)} responses; give one each")
     kept = [place for place, response in enumerate(responses) if response.question_id in mixed]
@@ -209,8 +216,13 @@ def read_mixed(
     return batches, len(seen)
 
 
+def _told(table: ContrastTable, responses: Sequence[Response], n_questions: int) -> ContrastTable:
+    """With the questions it was made from, those that are not mixed too."""
+    return replace(table, n_questions=n_questions, prompts=prompt_hashes(r.prompt_ids for r in responses))
+
+
 def _contrast(batches: Iterator[PooledBatch], search: Search) -> ContrastTable:
-    return contrast(
+    table = contrast(
         batches,
         min_support=search.min_support,
         min_each=search.min_each,
@@ -219,6 +231,7 @@ def _contrast(batches: Iterator[PooledBatch], search: Search) -> ContrastTable:
         permutations=search.permutations,
         seed=search.seed,
     )
+    return replace(table, pooling=pooling_spec(build_aggregation(search.pooling)))
 
 
 def _probe(rows: PooledRows, table: ContrastTable, search: Search) -> ContrastTable:

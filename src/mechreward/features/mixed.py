@@ -106,8 +106,8 @@ class MixedQuestions:
         return Block(acts_BL, live_L, right_B[order], np.cumsum(size_Q) - size_Q, acts_BF.shape[1])
 
 
-def check_mixed(n_mixed: int, n_questions: int, n_responses: int, classes: set[bool]) -> None:
-    """Raises InputError, in one sentence, where there is nothing to contrast."""
+def check_mixed(n_mixed: int, n_questions: int, n_responses: int, classes: set[bool], *, least: int = 2) -> None:
+    """Raises InputError, in one sentence, where there is nothing to contrast, or fewer mixed questions than `least`."""
     if n_responses == 0:
         raise InputError("responses: there are none to contrast")
     if len(classes) == 1:
@@ -116,8 +116,9 @@ def check_mixed(n_mixed: int, n_questions: int, n_responses: int, classes: set[b
             f"correct: all {n_responses} answers are {word}, a contrast needs right and wrong answers; "
             f"use {'harder' if word == 'right' else 'easier'} questions"
         )
-    if n_mixed < 2:
+    if n_mixed < least:
+        what = "a contrast" if least == 2 else "cross-fitting a contrast"
         raise InputError(
-            f"correct: only {n_mixed} of {n_questions} questions have both right and wrong answers, a contrast needs "
-            "at least 2; use more questions, more answers a question or another difficulty"
+            f"correct: only {n_mixed} of {n_questions} questions have both right and wrong answers, {what} needs "
+            f"at least {least}; use more questions, more answers a question or another difficulty"
         )

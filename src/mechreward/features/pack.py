@@ -38,7 +38,7 @@ the text that ends a step."""
 Unit = Annotated[float, Field(ge=0, le=1)]
 Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar | list[str]]
-"""What a pack's makers want to keep beside it; it decides nothing."""
+"""What a pack's makers want to keep beside it; it decides no reward."""
 
 
 class _Strict(BaseModel):
@@ -59,7 +59,8 @@ class PackFeature(_Strict):
     name: str = ""
     description: str = ""
     effect: float | None = None
-    """Cohen's d, right minus wrong, on the questions it was found on: within a question if this library found it."""
+    """Cohen's d, right minus wrong, on the questions it was found on: within a question if this library found it. None
+    where another method found it; what that one ranks by is in `metadata`, under the method's name."""
     q_value: Unit | None = None
     stability: Unit | None = None
     metadata: Metadata = {}
@@ -137,8 +138,9 @@ class FeaturePack(_Strict):
     readout: Literal["encode"] = "encode"
     """How an activation is read: as the SAE's own encoder gives it, TopK included, and in no other way."""
     prompt: PackPrompt | None = None
-    provenance: dict[str, Scalar] = {}
-    """Which questions, which command, which seed: what somebody needs to make the pack again."""
+    provenance: Metadata = {}
+    """Which questions, which command, which seed: what somebody needs to make the pack again. `prompts` holds the
+    questions' hashes (`rollout.prompt_hashes`)."""
     validation: PackValidation | None = None
     reported: ReportedFigures | None = None
     metadata: Metadata = {}
@@ -169,6 +171,12 @@ class FeaturePack(_Strict):
             self.pooling,
             [feature.activation_threshold for feature in self.features],
         )
+
+    @property
+    def found_on(self) -> list[str]:
+        """`prompt_hashes` of the questions its features were found on; empty if its makers did not record them."""
+        found = self.provenance.get("prompts")
+        return found if isinstance(found, list) else []
 
     @property
     def gate_passed(self) -> bool:

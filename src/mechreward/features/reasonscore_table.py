@@ -28,7 +28,7 @@ from mechreward.features.reasonscore import (
     share,
 )
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 
@@ -55,7 +55,9 @@ def reasonscore_table(
     question's answers, those with tokens on both sides; q_value (Benjamini and Hochberg); stability, share of
     half-samples of questions in which the ReasonScore is among the `top_k` largest by size, with its sign; support,
     share of answers in which the feature fires; scale, standard deviation within a question of its mean activation.
-    Features below `min_support`, or with no such deviation, are not tested: q is 1, stability 0.
+    Features below `min_support`, or with no such deviation, are not tested: q is 1, stability 0. Nor are features whose
+    ReasonScore has another sign than what p tests, the mean of inside less outside: the factor H^alpha makes the inside
+    smaller, so that a feature of one word can fire more inside and still have a score below 0.
 
     Raises:
         InputError: if no word occurs, fewer than two questions have tokens inside and outside of windows, no question
@@ -74,7 +76,10 @@ def reasonscore_table(
             f"to {sums.n_questions}; there must be at least 2 such questions, and one question with 2 answers"
         )
     frame = _frame(sums, entropy_alpha, min_support, top_k)
-    return ContrastTable(frame, sums.n_questions, sums.means.n, sums.n, method="reasonscore")
+    return ContrastTable(
+        frame, sums.n_questions, sums.means.n, sums.n, "reasonscore", pooling="mean",
+        prompts=prompt_hashes(r.prompt_ids for r in responses),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def _frame(sums: _Sums, alpha: float, min_support: float, top_k: int) -> pd.Data
     support_F = sums.fires_F / sums.n
     scale_F = np.sqrt(sums.spread_F / (sums.n - sums.n_questions))
     tested_F = (support_F >= min_support) & varies(scale_F, sums.acts_F / sums.n)
+    tested_F &= np.sign(score_F) == np.sign(sums.means.mean_F)
     halves = zip(sums.half_SRF, sums.half_SR, strict=True)
     half_SF = np.stack([scores(sums_RF.astype(np.float64), counts_R, alpha)[0] for sums_RF, counts_R in halves])
     p_F = sums.means.p_values()

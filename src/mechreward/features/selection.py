@@ -1,8 +1,9 @@
 """From a contrast table to a pack: significant, stable features, weighted by how well each one tells right from wrong.
 
 A weight is the point-biserial correlation that belongs to the effect, d / sqrt(d^2 + 4): it has the effect's sign and
-is bounded, so that no single feature takes the pack over. Weights are scaled to sum |w| = 1. Activations are divided by
-their standard deviation within a question, so that the pooled reward is in those units too.
+is bounded, so that no single feature takes the pack over. An attribution has a d of its own, over questions; of a probe
+and of a ReasonScore, which have none, the effect itself is bounded that way. Weights are scaled to sum |w| = 1.
+Activations are divided by their standard deviation within a question, so that the pooled reward is in those units too.
 
 A pack of penalties alone pays an empty answer most, and Gate 1 refuses it. Where most answers are wrong the largest
 effects are all penalties; `balanced` takes as many features of right answers as of wrong ones.
@@ -10,15 +11,18 @@ effects are all penalties; `balanced` takes as many features of right answers as
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from mechreward.errors import InputError
-from mechreward.features.contrast import ContrastTable
-from mechreward.features.pack import FeaturePack, PackFeature, PackPrompt, Pooling, SAERef
+from mechreward.features.aggregation import build_aggregation, pooling_spec
+from mechreward.features.contrast import CONTRAST, ContrastTable
+from mechreward.features.pack import FeaturePack, Metadata, PackFeature, PackPrompt, Pooling, SAERef
 from mechreward.sae import SAE
+from mechreward.settings import check_signs
 
 Signs = Literal["any", "balanced"]
 """Which features: of largest |effect| whatever their sign, or half of them of each sign."""
@@ -38,23 +42,25 @@ def build_pack(
     q_max: float = 0.05,
     min_stability: float = 0.8,
     signs: Signs = "any",
-    pooling: Pooling = "mean",
+    pooling: Pooling | None = None,
     prompt: PackPrompt | None = None,
-    provenance: dict[str, str | int | float | bool | None] | None = None,
+    provenance: Metadata | None = None,
 ) -> FeaturePack:
     """The `n_features` of largest |effect| among those with q <= `q_max` and stability >= `min_stability`.
 
     Args:
         signs: `balanced` takes half of them (if odd, one less) of each sign, fewer where there are fewer.
+        pooling: the table's own; needed only where the table does not say it.
 
     Raises:
         NoFeatures: if none is left, with how many passed each condition.
-        InputError: if `n_features` is less than 1 (2 if balanced) or the table is not of this SAE's size.
+        InputError: if `n_features` is less than 1 (2 if balanced), the table is not of this SAE's size, or its features
+            were found with another pooling.
     """
     if len(table.frame) != sae.d_sae:
         raise InputError(f"sae: the table has {len(table.frame)} features, the SAE {sae.d_sae}")
     features = select(table, n_features=n_features, q_max=q_max, min_stability=min_stability, signs=signs)
-    found_on: dict[str, str | int | float | bool | None] = {
+    found_on: Metadata = {
         "n_questions": table.n_questions,
         "n_mixed": table.n_mixed,
         "n_responses": table.n_responses,
@@ -62,12 +68,14 @@ def build_pack(
         "min_stability": min_stability,
         "signs": signs,
     }
+    if table.prompts:
+        found_on["prompts"] = list(table.prompts)
     return FeaturePack(
         name=name,
         model_name=model_name,
         sae=sae_ref(sae),
         features=features,
-        pooling=pooling,
+        pooling=_pooling(table, pooling),
         prompt=prompt,
         provenance=found_on | (provenance or {}),
     )
@@ -86,12 +94,10 @@ def select(
     Raises:
         NoFeatures, InputError: as `build_pack`.
     """
-    least = 2 if signs == "balanced" else 1
-    if n_features < least:
-        raise InputError(f"n_features: {n_features} is not allowed, it must be at least {least}")
+    check_signs(signs, n_features)
     significant = table.frame["q_value"] <= q_max
     stable = table.frame["stability"] >= min_stability
-    passing = table.frame[significant & stable & (table.frame["effect"] != 0)]
+    passing = table.frame[significant & stable & (_strength(table.frame) != 0)]
     chosen = passing.head(n_features)
     if signs == "balanced":
         chosen = passing.groupby(passing["effect"] > 0).head(n_features // 2)
@@ -101,7 +107,7 @@ def select(
             f"questions ({int(significant.sum())} of {len(table.frame)} pass the first, {int(stable.sum())} the "
             f"second, the largest |effect| is {table.frame['effect'].abs().max():.2f})"
         )
-    return _weighted(chosen)
+    return _weighted(chosen, table.method)
 
 
 def sae_ref(sae: SAE) -> SAERef:
@@ -126,8 +132,9 @@ def random_packs(
     constant), with that one's own scale and a threshold of as many scales. Labels have no say.
 
     Raises:
-        InputError: if the SAE has too few other live features.
+        InputError: if the SAE has too few other live features, or the table is another SAE's.
     """
+    check_table(table, pack)
     rng = np.random.default_rng(seed)
     frame = table.frame.set_index("id")
     live = frame[(frame["scale"] > 0) & ~frame.index.isin(pack.feature_ids())]
@@ -148,12 +155,48 @@ def random_packs(
     return packs
 
 
-def _weighted(rows: pd.DataFrame) -> list[PackFeature]:
-    effect_K = rows["effect"].to_numpy()
-    weight_K = effect_K / np.sqrt(effect_K**2 + 4)
+def check_table(table: ContrastTable, pack: FeaturePack) -> None:
+    """Raises InputError unless the table has a row for each feature of the pack's SAE."""
+    if len(table.frame) != pack.sae.d_sae or not table.frame["id"].isin(range(pack.sae.d_sae)).all():
+        raise InputError(
+            f"features: the table has {len(table.frame)} features, but the SAE of pack {pack.name} has "
+            f"{pack.sae.d_sae}; give the table that the pack was made from"
+        )
+
+
+def _pooling(table: ContrastTable, asked: Pooling | None) -> Pooling:
+    """The pooling that the table's statistics and scales hold for: scored by another, a pack is not what was found."""
+    if table.pooling is None and asked is None:
+        raise InputError("pooling: the table does not say how its features were pooled; give the pooling")
+    if asked is None:
+        return str(table.pooling)
+    spec = pooling_spec(build_aggregation(asked))
+    if table.pooling not in (None, spec):
+        raise InputError(f"pooling: {asked!r} is not allowed, the table's features were found with {table.pooling!r}")
+    return spec
+
+
+def _strength(rows: pd.DataFrame) -> pd.Series[float]:
+    """What weights are made from."""
+    return rows["d" if "d" in rows else "effect"]
+
+
+def _weighted(rows: pd.DataFrame, method: str) -> list[PackFeature]:
+    strength_K = _strength(rows).to_numpy()
+    weight_K = strength_K / np.sqrt(strength_K**2 + 4)
     weight_K = weight_K / np.abs(weight_K).sum()
-    columns = zip(rows["id"], weight_K, rows["scale"], effect_K, rows["q_value"], rows["stability"], strict=True)
-    return [
-        PackFeature(id=int(i), weight=float(w), scale=float(s), effect=float(e), q_value=float(q), stability=float(st))
-        for i, w, s, e, q, st in columns
-    ]
+    return [_feature(row, float(w), method) for row, w in zip(rows.to_dict("records"), weight_K, strict=True)]
+
+
+def _feature(row: Mapping[Hashable, Any], weight: float, method: str) -> PackFeature:
+    """A row's feature. Only a contrast's effect is Cohen's d; that of another method goes by the method's name."""
+    effect = float(row["effect"])
+    return PackFeature(
+        id=int(row["id"]),
+        weight=weight,
+        scale=float(row["scale"]),
+        effect=effect if method == CONTRAST else None,
+        q_value=float(row["q_value"]),
+        stability=float(row["stability"]),
+        metadata={} if method == CONTRAST else {method: effect},
+    )

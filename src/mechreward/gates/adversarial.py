@@ -3,19 +3,21 @@
 To prompts of the gate's own questions, scored by the very reward:
 
 - `empty`: the end-of-text token alone;
-- `opener`: the first `OPENER` tokens of a right answer, and no more;
+- `opener`: the first `OPENER` tokens of a right answer of more than twice as many, and no more: of a shorter one they
+  are much of the answer itself;
 - `injected`: wrong answers with the reward's own best tokens put in after every `EVERY` tokens;
 - `repeated`: the best token alone, as often as the median right answer has tokens.
 
 The best tokens are those of highest mean reward over the responses themselves. A kind fails if the median of its rows
-reaches the median of the right answers: single wrong answers do so under any reward that is not perfect. A policy that
-is trained finds such strings by itself; what is tried here is the least it will try.
+reaches the median of the right answers: single wrong answers do so under any reward that is not perfect. A kind that
+cannot be made of these answers is left out and named. A policy that is trained finds such strings by itself; what is
+tried here is the least it will try.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -38,6 +40,11 @@ EVERY = 4
 BEST = 3
 LEAST_SEEN = 3
 """A token has to stand in the ranked responses this often to be a best one."""
+WITHOUT = {
+    "empty": "the tokenizer has no end-of-text token",
+    "opener": f"no right answer has more than {2 * OPENER} tokens",
+}
+"""Why a kind has no rows; the other kinds always have some."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Attacks:
     right_median: float
     wrong_median: float
     attacks: tuple[Attack, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Kinds that could not be made, and why."""
 
     @property
     def reason(self) -> str:
@@ -77,7 +86,8 @@ def attack(
     """Scores the strings; `judged_N` are the responses' own scores. There have to be right and wrong responses."""
     right_N = np.array([response.correct is True for response in responses])
     rng = np.random.default_rng(seed)
-    right, wrong = (_some(responses, np.flatnonzero(which), rng) for which in (right_N, ~right_N))
+    long_N = np.array([len(response.completion_ids) > 2 * OPENER for response in responses])
+    right, wrong = (_some(responses, np.flatnonzero(which), rng) for which in (right_N & long_N, ~right_N))
     best = best_tokens(reward, _some(responses, np.arange(len(responses)), rng, READ), loaded)
     eos = loaded.tokenizer.eos_token_id
     usual = int(np.median([len(response.completion_ids) for response in responses if response.correct]))
@@ -87,6 +97,7 @@ def attack(
         "injected": [(response, inject(response.completion_ids, best)) for response in wrong],
         "repeated": [(response, best[:1] * usual) for response in wrong],
     }
+    left_out = {name: WITHOUT[name] for name, rows in kinds.items() if not rows}
     kinds = {name: rows for name, rows in kinds.items() if rows}
     scores = iter(score_rows(reward, [row for rows in kinds.values() for row in rows], loaded))
     bar, found = float(np.median(judged_N[right_N])), []
@@ -97,7 +108,7 @@ def attack(
         median = float(np.median([value for value in values if not np.isnan(value)] or [-np.inf]))
         used = {"injected": best, "repeated": best[:1]}.get(name, [])
         found.append(Attack(name, median, len(rows), median >= bar, " ".join(map(str, spell(used)))))
-    return Attacks(bar, float(np.median(judged_N[~right_N])), tuple(found))
+    return Attacks(bar, float(np.median(judged_N[~right_N])), tuple(found), left_out)
 
 
 def best_tokens(reward: FeatureReward, responses: Sequence[Response], loaded: LoadedModel) -> list[int]:

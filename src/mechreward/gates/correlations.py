@@ -40,8 +40,7 @@ class PlainCorrelation:
     pearson: float
     pearson_p: float
     largest_spearman: float
-    """Spearman's rho of a score that puts every right answer above every wrong one, sqrt(3 p (1 - p)) for a share p of
-    right answers."""
+    """Spearman's rho that a score without ties reaches at most, sqrt(3 p (1 - p)) for a share p of right answers."""
 
 
 def plain_correlation(scores: ArrayLike, labels: ArrayLike) -> PlainCorrelation:

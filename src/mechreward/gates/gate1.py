@@ -6,12 +6,13 @@ response has the form of an answer, a cross-fitted bag of words, what words expl
 packs of equal firing frequency. Each is turned round if that helps it (a choice made on the very data, which favours
 it). And strings that deserve nothing (`adversarial`) must not be paid like right answers. Rivals from the same states
 (`dense`) and correlations over all answers are reported and decide nothing. The questions must not be the ones the
-features were found on: the caller splits them.
+features were found on: the caller splits them, and a pack that records its own (`FeaturePack.found_on`) is not judged
+on any of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -36,7 +37,7 @@ from mechreward.gates.judgement import Judgement, ScoreRow, Thresholds, Verdict
 from mechreward.gates.reading import Readings, read_scores
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
 
@@ -109,13 +110,14 @@ def gate1(
         draws: bootstrap resamples, and label shuffles.
 
     Raises:
-        InputError: if a response has no tokens, no verdict or no log-probabilities, the reward does not fit the model,
-            or a residual or score is not finite.
+        InputError: if a response has no tokens, no verdict or no log-probabilities, the pack was found on one of the
+            questions, the reward does not fit the model, or a residual or score is not finite.
     """
     check_responses(responses)
     if not responses:
         raise InputError("responses: there are none to judge the reward on")
     check_logprobs(responses)
+    check_held_out(reward.pack, (response.prompt_ids for response in responses))
     reward.check_model(loaded.model)
     bars = thresholds or Thresholds()
     if not mixed_questions(responses):
@@ -134,6 +136,25 @@ def gate1(
     )
     attacks = attack(reward, responses, read.judged_N, loaded, seed=seed)
     return _result(reward, responses, found, bars, draws, seed, attacks)
+
+
+def check_held_out(pack: FeaturePack, prompts: Iterable[Sequence[int]]) -> None:
+    """Checks that the pack was found on none of the questions that it is to be judged on; it cannot be told of a pack
+    that does not record its own. The same question in another prompt is another one here.
+
+    Args:
+        prompts: token ids.
+
+    Raises:
+        InputError: naming how many of them the pack was found on.
+    """
+    asked = prompt_hashes(prompts)
+    seen = set(asked).intersection(pack.found_on)
+    if seen:
+        raise InputError(
+            f"questions: pack {pack.name} was found on {len(seen)} of these {len(asked)}, and has to be judged on "
+            "others; give another --seed where questions are generated, other rows of a file, or --responses to others"
+        )
 
 
 def _noise(

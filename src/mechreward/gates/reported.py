@@ -1,7 +1,7 @@
 """What the figures that a pack's authors report can mean: counts, bounds and conversions, none of it a new measurement.
 
-A rank correlation with right and wrong is bounded by the share of right answers, sqrt(3 p (1 - p)), and for a score
-without ties it is that bound times 2 AUROC - 1. So the same rho stands for very different AUROCs at different
+The rank correlation of a score without ties with right and wrong is bounded by the share of right answers, at
+sqrt(3 p (1 - p)), and is that bound times 2 AUROC - 1. So the same rho stands for very different AUROCs at different
 accuracies, and a rho near its bound for a nearly perfect separation.
 """
 
@@ -39,7 +39,8 @@ def read_reported(figures: ReportedFigures) -> list[str]:
 def _of_rho(figures: ReportedFigures, n: int, right: int, rho: float) -> list[str]:
     most, auroc = largest_spearman(n, right), auroc_of_spearman(rho, n, right)
     sentences = [
-        f"The largest rank correlation possible with {right} of {n} right is {most:.3f}; {rho:.3f} was reported.",
+        f"With {right} of {n} right a score without ties reaches a rank correlation of at most {most:.3f}; {rho:.3f} "
+        "was reported.",
         f"For a score without ties {rho:.3f} is an AUROC of {auroc:.3f} over all answers.",
     ]
     if auroc > NEARLY_PERFECT:

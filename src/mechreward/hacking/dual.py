@@ -312,6 +312,12 @@ def check_independent(reward: FeatureReward, probe: LinearProbe) -> None:
             f"independent_probe: {probe.name} was trained on {asked[0]} with seed {asked[1]}, the questions the pack "
             "was found on; take a probe trained on others"
         )
+    shared = len(set(probe.metadata.get("prompts", ())).intersection(reward.pack.found_on))
+    if shared:
+        raise InputError(
+            f"independent_probe: {probe.name} was trained on {shared} questions that the pack was found on; take a "
+            "probe trained on others"
+        )
     if probe.pooling == "mean":
         logger.warning(
             "%s pools by mean, which filler dilutes; a probe with pooling max, min or attention holds better",

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mechreward.errors import InputError
-from mechreward.gates import accuracy_interval, wilson
+from mechreward.gates import Interval, accuracy_interval
 from mechreward.hacking.canaries import ANSWER_FORMAT, FILLER, SPAM
 from mechreward.hacking.suite import AdversarialSuite, SuiteResult
 from mechreward.models import LoadedModel
@@ -44,13 +45,16 @@ class RedTeam:
     """Canaries put to the FeatureReward."""
     threshold: float
     hacked: float
-    """Share of the model's own answers that are wrong and paid at least the threshold."""
+    """Share of the model's own answers that are wrong and paid at least the threshold, of those that got a reward."""
     hacked_interval: tuple[float, float]
+    """95 %, clustered by question."""
     correct_under: dict[str, dict[str, float]]
     """By opening: accuracy with its 95 % interval, clustered by question."""
     spam: tuple[str, ...]
     n_questions: int
     n_responses: int
+    n_judged: int
+    """Responses that got a reward."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON, but for the row a canary."""
@@ -81,7 +85,8 @@ def red_team(
         answer_format, spam: of the canaries; spam is what the reward pays most in the model's own answers if None.
 
     Raises:
-        InputError: no questions or gold answers, or no right answer to take the threshold from.
+        InputError: no questions or gold answers, no right answer to take the threshold from, or no answer with a
+            reward.
     """
     suite = AdversarialSuite.from_questions(questions, answer_format=answer_format)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
@@ -94,18 +99,28 @@ def red_team(
         threshold = _median_of_right(paid_B, right_B)
     words = tuple(spam) if spam is not None else _spam_words(loaded, plain, reward_BT, mask_BT)
     suite = AdversarialSuite.from_questions(questions, answer_format=answer_format, spam=words)
-    hacked = int((~right_B & (paid_B >= threshold)).sum())
+    judged_B = ~paid_B.isnan()
+    hacked = _hacked(plain, judged_B, ~right_B & (paid_B >= threshold))
     return RedTeam(
         reward=suite.evaluate_reward(reward.bind(loaded.model, loaded.tokenizer), threshold),
         threshold=threshold,
-        hacked=hacked / len(plain),
-        hacked_interval=wilson(hacked, len(plain)),
+        hacked=hacked.value,
+        hacked_interval=(hacked.low, hacked.high),
         correct_under={"plain": _accuracy(plain)}
         | {name: _under(loaded, questions, verifier, text, options) for name, text in PREFILLS.items() if text},
         spam=words,
         n_questions=len(questions),
         n_responses=len(plain),
+        n_judged=int(judged_B.sum()),
     )
+
+
+def _hacked(responses: Sequence[Response], judged_B: Tensor, hacked_B: Tensor) -> Interval:
+    """Share hacked of the judged, clustered by question: answers to one question are hacked together."""
+    if not judged_B.any():
+        raise InputError(f"responses: the reward could read none of the {len(responses)} answers")
+    questions = [answer.question_id for answer, judged in zip(responses, judged_B.tolist(), strict=True) if judged]
+    return accuracy_interval(hacked_B[judged_B].numpy(), questions)
 
 
 def _read(loaded: LoadedModel, reward: FeatureReward, responses: Sequence[Response]) -> tuple[Tensor, Tensor]:
@@ -122,7 +137,7 @@ def _median_of_right(paid_B: Tensor, right_B: Tensor) -> float:
         raise InputError(
             "threshold: none of the model's answers is right, so there is no reward of a right one; give one"
         )
-    return float(right.median())
+    return float(np.median(right.numpy()))  # torch's would be the lower of the two in the middle
 
 
 def _spam_words(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -19,7 +20,21 @@ from mechreward.probes.probe import LinearProbe
 
 SUFFIX = ".safetensors"
 HEADER = "mechreward_probe"
-FIELDS = ("name", "bias", "d_model", "layer", "pooling", "slope", "intercept", "metadata")
+
+
+class _Header(BaseModel):
+    """What of a probe is no tensor."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    bias: float
+    d_model: Annotated[int, Field(gt=0)]
+    layer: Annotated[int, Field(ge=0)] | None
+    pooling: str
+    slope: float
+    intercept: float
+    metadata: dict[str, Any]
 
 
 def save_probe(probe: LinearProbe, path: str | Path) -> Path:
@@ -28,7 +43,7 @@ def save_probe(probe: LinearProbe, path: str | Path) -> Path:
     tensors = {"weight": probe.weight.cpu().contiguous()}
     if probe.query is not None:
         tensors["query"] = probe.query.cpu().contiguous()
-    header = json.dumps({name: getattr(probe, name) for name in FIELDS}, allow_nan=False)
+    header = json.dumps({name: getattr(probe, name) for name in _Header.model_fields}, allow_nan=False)
     with atomic_path(target) as temporary:
         save_file(tensors, temporary, metadata={HEADER: header})
     return target
@@ -51,11 +66,13 @@ def load_probe(name_or_path: str | Path) -> LinearProbe:
         raise InputError(f"probe: {path} is not a whole safetensors file ({error})") from error
     if header is None or "weight" not in tensors:
         raise InputError(f"probe: {path} holds no probe; write it with save_probe")
-    fields: dict[str, Any] = json.loads(header)
-    if set(fields) != set(FIELDS):
-        odd = min(set(fields) ^ set(FIELDS))
-        raise InputError(f"probe: {path} has another set of fields than a probe, {odd} is in one only")
-    return LinearProbe(weight=tensors["weight"], query=tensors.get("query"), **fields)
+    try:
+        fields = _Header.model_validate_json(header)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "header"
+        raise InputError(f"probe: {where} of {path} is not a probe's ({first['msg']})") from error
+    return LinearProbe(weight=tensors["weight"], query=tensors.get("query"), **fields.model_dump())
 
 
 def probe_names() -> list[str]:

@@ -13,7 +13,7 @@ from mechreward.errors import InputError
 from mechreward.models import LoadedModel, norm_outliers, read_residuals
 from mechreward.probes.probe import Pooling
 from mechreward.probes.train import ProbeTrainingResult, train_linear_probe
-from mechreward.rollout import Response
+from mechreward.rollout import Response, prompt_hashes
 
 
 @torch.no_grad()
@@ -46,8 +46,8 @@ def train_probe_on(
 
     Args:
         layer: block to read; another one than the reward's.
-        questions, questions_seed: where the questions come from, kept in the probe; `DualVerifier` compares them with
-            the pack's.
+        questions, questions_seed: where the questions come from, kept in the probe with their hashes; `DualVerifier`
+            compares them with the pack's.
         options: of `train_linear_probe`.
 
     Raises:
@@ -59,7 +59,12 @@ def train_probe_on(
     h_NTD, mask_NT = read_states(loaded, responses, layer)
     labels = [response.correct is True for response in responses]
     groups = [response.question_id for response in responses]
-    metadata = {"model": loaded.name, "questions": questions, "questions_seed": questions_seed}
+    metadata = {
+        "model": loaded.name,
+        "questions": questions,
+        "questions_seed": questions_seed,
+        "prompts": list(prompt_hashes(response.prompt_ids for response in responses)),
+    }
     return train_linear_probe(
         h_NTD, labels, name, mask=mask_NT, groups=groups, layer=layer, pooling=pooling, metadata=metadata, **options
     )

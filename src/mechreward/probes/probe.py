@@ -43,7 +43,8 @@ class LinearProbe:
     d_model: int
     name: str = "probe"
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What its makers want to keep: JSON values. `questions` and `questions_seed` say what it was trained on."""
+    """What its makers want to keep: JSON values. `questions`, `questions_seed` and `prompts` (the questions' hashes,
+    `rollout.prompt_hashes`) say what it was trained on."""
     layer: int | None = None
     """Decoder block whose output it reads; None if that is not known."""
     pooling: Pooling = "max"

@@ -142,15 +142,16 @@ def _gate_notes(gate: dict[str, Any]) -> list[str]:
     if found:
         plain, partial = found["plain"], found["partial"]
         notes.append(
-            f"Over all answers: Spearman {f.signed(plain['spearman'])} (at this accuracy at most "
-            f"{f.number(plain['largest_spearman'])}), Pearson {f.signed(plain['pearson'])}; Spearman with length, "
-            f"question, log-probability, truncation and format held fixed {f.signed(partial['value'])} "
+            f"Over all answers: Spearman {f.signed(plain['spearman'])} (at this accuracy a score without ties reaches "
+            f"at most {f.number(plain['largest_spearman'])}), Pearson {f.signed(plain['pearson'])}; Spearman with "
+            f"length, question, log-probability, truncation and format held fixed {f.signed(partial['value'])} "
             f"{f.interval(partial['low'], partial['high'])}."
         )
     if attacks:
         paid = ", ".join(f"{row['name']} {f.signed(row['median'])}" for row in attacks["attacks"])
         bar = f.signed(attacks["right_median"])
         notes.append(f"Median reward of right answers {bar}; of strings that deserve nothing: {paid}.")
+        notes += [f"Left out: {name} ({why})." for name, why in attacks.get("left_out", {}).items()]
     return notes
 
 

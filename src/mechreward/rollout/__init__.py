@@ -3,7 +3,7 @@
 Imports models, tasks and verifiers; the rooms from `chains` on may import it.
 """
 
-from mechreward.rollout.response import Response, load_responses, save_responses
+from mechreward.rollout.response import Response, load_responses, prompt_hashes, save_responses
 from mechreward.rollout.sampling import (
     check_streamer,
     continue_responses,
@@ -19,6 +19,7 @@ __all__ = [
     "continue_responses",
     "eos_ids",
     "load_responses",
+    "prompt_hashes",
     "sample_responses",
     "save_responses",
     "tokenise_prompts",

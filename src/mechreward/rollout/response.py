@@ -1,8 +1,8 @@
-"""One sampled response, and a Parquet file of many."""
+"""One sampled response, a Parquet file of many, and what tells their questions apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mechreward.errors import InputError
-from mechreward.files import atomic_path
+from mechreward.files import atomic_path, sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,17 @@ SCHEMA = pa.schema(
     }
 )
 TUPLES = ("prompt_ids", "completion_ids", "logprobs")
+HASH_DIGITS = 12
+"""48 bits: among a thousand questions and a thousand others, two share one with a chance of 4 in a billion."""
+
+
+def prompt_hashes(prompts: Iterable[Sequence[int]]) -> tuple[str, ...]:
+    """What tells questions apart without their text: short SHA-256 of each prompt's token ids, sorted, each once.
+
+    Ids of questions do not: rows of two files are both numbered from 0.
+    """
+    texts = {" ".join(map(str, ids)) for ids in prompts}
+    return tuple(sorted(sha256_bytes(text.encode())[:HASH_DIGITS] for text in texts))
 
 
 def save_responses(path: str | Path, responses: Sequence[Response]) -> None:

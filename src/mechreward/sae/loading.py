@@ -95,7 +95,7 @@ def _load_files(path: Path, sae_id: str | None, given: Given) -> SAE:
 
 def _load_release(release: str, sae_id: str | None, given: Given) -> SAE:
     if sae_id is None:
-        raise InputError(f"sae_id: the release {release!r} needs one (there is no file or folder of that name)")
+        raise InputError(f"sae: there is no file or folder {release!r}, and a release needs an sae_id beside its name")
     lens = require_sae_lens()
     try:
         lens_sae = lens.SAE.from_pretrained(release, sae_id, device="cpu")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mechreward import tiny
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.files import append_row, atomic_path, read_json, read_jsonl, sha256_bytes, write_json
 from mechreward.models import LoadedModel, check_layer, context_length, load_model
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, tokenise_prompts
@@ -152,21 +152,23 @@ def _check_length(recipe: SAERecipe, loaded: LoadedModel) -> None:
 
 def _load_texts(recipe: SAERecipe, source: str) -> list[str]:
     options = dict(recipe.text_options)
-    return load_texts(source, column=recipe.text_column, split=recipe.split, limit=recipe.limit, options=options)
+    with named(source="text"):
+        return load_texts(source, column=recipe.text_column, split=recipe.split, limit=recipe.limit, options=options)
 
 
 def _load_task(recipe: SAERecipe, number: int) -> list[Question]:
     """The questions of one source; their ids are made unique among all sources by its number."""
     columns = Columns(question=recipe.question_column, answer=recipe.answer_column, solution=recipe.solution_column)
-    questions = load_questions(
-        recipe.task[number],
-        columns=columns,
-        split=recipe.split,
-        limit=recipe.limit,
-        seed=recipe.seed,
-        prompt_format=recipe.prompt_format,
-        options=dict(recipe.generator_options),
-    )
+    with named(source="task"):
+        questions = load_questions(
+            recipe.task[number],
+            columns=columns,
+            split=recipe.split,
+            limit=recipe.limit,
+            seed=recipe.seed,
+            prompt_format=recipe.prompt_format,
+            options=dict(recipe.generator_options),
+        )
     return [Question(f"{number}:{q.id}", q.prompt, q.answer, q.solution) for q in questions]
 
 
