@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mechreward.errors import InputError
 from mechreward.reward.batch import Text, check_lengths
@@ -27,6 +27,14 @@ from mechreward.reward.strata import check_bounds, stratified
 Reward = Callable[..., list[float | None]]
 MODES = ("sum", "bounded", "stratified")
 _SHARE = 0.98
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A reward that a model reads for."""
+
+    def bind(self, model: Any, tokenizer: Any, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> Any:
+        """See `FeatureReward.bind`."""
 
 
 class CompositeReward:
@@ -98,7 +106,7 @@ class CompositeReward:
     ) -> CompositeReward:
         """Gives every component that has a `bind` one and the same model; see `FeatureReward.bind`."""
         for reward in self.rewards:
-            if hasattr(reward, "bind"):
+            if isinstance(reward, Bindable):
                 reward.bind(model, tokenizer, chat_template_kwargs=chat_template_kwargs)
         return self
 
