@@ -102,7 +102,9 @@ def test_sae_lens_reads_what_we_save(architecture: str, options: dict[str, Any],
     lens = sae_lens.SAE.load_from_disk(tmp_path / "new" / "sae")
     h = torch.randn(40, D)
     torch.testing.assert_close(lens.encode(h), sae.encode(h), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(lens.decode(lens.encode(h)), sae.decode(sae.encode(h), h), rtol=1e-6, atol=1e-6)
+    # Where terms cancel, a sum's rounding is in proportion to its terms: which comes first differs between machines.
+    decoded = sae.decode(sae.encode(h), h)
+    torch.testing.assert_close(lens.decode(lens.encode(h)), decoded, rtol=1e-6, atol=1e-6 * float(decoded.abs().max()))
     assert (lens.cfg.metadata.hook_name, lens.cfg.metadata.model_name) == (META.hook_name, META.model_name)
     again = load_sae(tmp_path / "new" / "sae")
     assert (again.weights_hash, again.meta, again.k) == (sae.weights_hash, META, sae.k)
