@@ -41,7 +41,7 @@ from mechreward.steering import (
     summarise,
 )
 from mechreward.steering.cuts import check_critical
-from mechreward.steering.repair_known import wrong_chains
+from mechreward.steering.repair_known import count_uncut
 from mechreward.training import FinetuneConfig, JsonlMetrics, finetune
 
 METHODS: dict[RepairArm, str] = {
@@ -123,7 +123,7 @@ def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Res
         attempts = repair_known(roller, sae, responses, chosen)
         repairs = kept_repairs(attempts)
         save_repairs(folder / "repairs.parquet", repairs)
-        uncut = sum(map(len, wrong_chains(roller, responses, chosen.chains))) - len(attempts)
+        uncut = count_uncut(roller, responses, chosen.chains, attempts)
         write_json(folder / "repair.json", summarise(attempts) | {"n_kept": len(repairs), "n_uncut": uncut})
     repairs = load_repairs(folder / "repairs.parquet")
     if not repairs:

@@ -30,7 +30,7 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.sae import load_sae
     from mechreward.steering.cuts import check_critical
     from mechreward.steering.repair import kept_repairs, save_repairs, summarise
-    from mechreward.steering.repair_known import repair_known, wrong_chains
+    from mechreward.steering.repair_known import count_uncut, repair_known
     from mechreward.tasks import save_questions, split_questions
     from mechreward.tiny import model_path
 
@@ -66,7 +66,7 @@ def repair(arguments: list[str], prog: str) -> int:
         attempts = repair_known(roller, sae, responses, config)
     repairs = kept_repairs(attempts)
     save_repairs(out / "repairs.parquet", repairs)
-    uncut = sum(map(len, wrong_chains(roller, responses, config.chains))) - len(attempts)
+    uncut = count_uncut(roller, responses, config.chains, attempts)
     found = {"n_kept": len(repairs), "n_uncut": uncut} | summarise(attempts)
     write_json(out / "repair.json", {"settings": settings.model_dump(mode="json")} | found)
     _show(found)

@@ -41,6 +41,8 @@ from mechreward.hacking.config import GuardConfig
 
 CLEAR, FLAT = 3.0, 1.0
 """z of a rise (or, negative, a fall) that is there, and below which one is not."""
+Rises = tuple[tuple[float, float], tuple[float, float]]
+"""Difference and z of the reward, and of accuracy."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,15 @@ class HackingDetector:
         if self.evaluations <= self.config.window:
             self.reference.add(batch)
             self._recent.append(_means(batch))
-            return self._report(batch, {}, [])
+            return self._report(batch, {}, [], None)
         if self.reference.fvu == 0.0 and batch.fvu_B is not None:
             self.reference.fvu = _largest(batch.fvu_B)
         self._recent.append(_means(batch))
-        findings = self._divergence() + self._outcome_collapse() + self._entropy_collapse(batch)
+        rises = self._rises()
+        findings = self._divergence(rises) + self._outcome_collapse(rises) + self._entropy_collapse(batch, rises)
         reasons = self._rollouts(batch, any(finding.name == "divergence" for finding in findings))
         findings += self._frequent(reasons)
-        return self._report(batch, reasons, findings)
+        return self._report(batch, reasons, findings, rises)
 
     def state(self) -> dict[str, Any]:
         """All that it remembers, as JSON values."""
@@ -189,13 +192,15 @@ class HackingDetector:
         self.reference = Reference(**{k: v for k, v in state["reference"].items() if v is not None})
         self._recent = deque(((r, o) for r, o in state["recent"]), maxlen=self.config.window)
 
-    def _report(self, batch: RolloutBatch, reasons: dict[str, Tensor], findings: list[Finding]) -> HackingReport:
+    def _report(
+        self, batch: RolloutBatch, reasons: dict[str, Tensor], findings: list[Finding], rises: Rises | None
+    ) -> HackingReport:
         self.streak = self.streak + 1 if findings else 0
         flagged_B = torch.zeros(len(batch.reward_B), dtype=torch.bool, device=batch.reward_B.device)
         for rows_B in reasons.values():
             flagged_B = flagged_B | rows_B.to(flagged_B.device)
         stop = bool(self.config.patience) and self.streak >= self.config.patience
-        return HackingReport(flagged_B, reasons, findings, self.streak, stop, not findings and self._holds())
+        return HackingReport(flagged_B, reasons, findings, self.streak, stop, not findings and self._holds(rises))
 
     def _rollouts(self, batch: RolloutBatch, diverging: bool) -> dict[str, Bool[Tensor, " b"]]:
         config, reference = self.config, self.reference
@@ -220,14 +225,13 @@ class HackingDetector:
                 findings.append(Finding(name, share, limit, f"{share:.0%} of the rollouts flagged for {name}"))
         return findings
 
-    def _holds(self) -> bool:
+    def _holds(self, rises: Rises | None) -> bool:
         """Whether accuracy did not fall since the reference; where there is no outcome, whether a window has passed."""
-        rises = self._rises()
         if rises is None:
             return not self.reference.outcomes and self.evaluations >= 2 * self.config.window
         return rises[1][1] > -FLAT
 
-    def _rises(self) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    def _rises(self) -> Rises | None:
         """Difference and z of reward and accuracy over the last window; None before there is a whole one apart."""
         if self.evaluations < 2 * self.config.window:
             return None
@@ -236,8 +240,8 @@ class HackingDetector:
             return None
         return mean_rise(self.reference.rewards, rewards), mean_rise(self.reference.outcomes, outcomes)
 
-    def _divergence(self) -> list[Finding]:
-        rises, deviation = self._rises(), self.reference.deviation
+    def _divergence(self, rises: Rises | None) -> list[Finding]:
+        deviation = self.reference.deviation
         if rises is None or deviation == 0:
             return []
         (reward, reward_z), (accuracy, accuracy_z) = rises
@@ -250,15 +254,14 @@ class HackingDetector:
         )
         return [Finding("divergence", rise, limit, sentence)]
 
-    def _outcome_collapse(self) -> list[Finding]:
-        rises = self._rises()
+    def _outcome_collapse(self, rises: Rises | None) -> list[Finding]:
         if rises is None or rises[1][1] >= -CLEAR:
             return []
         fall, z = rises[1]
         return [Finding("outcome collapse", z, -CLEAR, f"the outcome fell by {-fall:.3f} (z {z:.1f})")]
 
-    def _entropy_collapse(self, batch: RolloutBatch) -> list[Finding]:
-        known, rises = self.reference.entropies, self._rises()
+    def _entropy_collapse(self, batch: RolloutBatch, rises: Rises | None) -> list[Finding]:
+        known = self.reference.entropies
         if batch.entropy is None or not known or rises is None or rises[1][1] >= FLAT:
             return []
         limit = self.config.entropy_floor * sum(known) / len(known)

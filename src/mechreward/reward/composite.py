@@ -113,12 +113,12 @@ class CompositeReward:
     def _bind_own_models(self) -> None:
         """Features of one model that none is bound to yet share one copy of it."""
         waiting = [r for r in self.rewards if isinstance(r, FeatureReward) and not r.bound and r.pack.model_name]
-        for first in waiting:
-            if not first.bound:
-                model, tokenizer = first.own_model("reward")
-                for reward in waiting:
-                    if reward.pack.model_name == first.pack.model_name:
-                        reward.bind(model, tokenizer)
+        models: dict[str, Any] = {}
+        for reward in waiting:
+            name = reward.pack.model_name
+            if name not in models:
+                models[name] = reward.own_model("reward")
+            reward.bind(*models[name])
 
     def _component(
         self, reward: Reward, prompts: Sequence[Text], completions: Sequence[Text], columns: dict[str, Any]

@@ -140,6 +140,11 @@ def wrong_chains(roller: Roller, responses: Sequence[Response], most: int) -> tu
     return first, second[: most - len(first)]
 
 
+def count_uncut(roller: Roller, responses: Sequence[Response], most: int, attempts: Sequence[Attempt]) -> int:
+    """How many of `wrong_chains` have no critical token, and so no attempt."""
+    return sum(map(len, wrong_chains(roller, responses, most))) - len(attempts)
+
+
 def _half_ids(roller: Roller) -> tuple[set[str], set[str]]:
     first, second = split_questions(roller.questions, 0.5, roller.seed)
     return {question.id for question in first}, {question.id for question in second}
