@@ -1,4 +1,4 @@
-"""When decoding is compiled, how long its cache is, and that a static cache draws the very same tokens."""
+"""Which cache decodes, when decoding is compiled, how long its cache is, and that each draws the very same tokens."""
 
 from __future__ import annotations
 
@@ -10,34 +10,47 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from transformers import GenerationConfig, StaticCache
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, StaticCache
 from trl import GRPOConfig
 
-from mechreward.training import DenseConfig, grpo
-from mechreward.training.generation import cache_length, use_static_cache, wants_static_cache
+from mechreward.models import roomy_cache
+from mechreward.training import DenseConfig, generation, grpo
+from mechreward.training.generation import cache_length, decoding_cache, use_static_cache
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-FITS = {"can_compile": True, "one_turn": True, "sharded": False}
+FITS = {"one_turn": True, "sharded": False}
 
 
 def arguments(tmp_path, **options) -> GRPOConfig:
     return GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
 
 
-def test_only_on_cuda_and_where_nothing_was_chosen(tmp_path) -> None:
-    assert wants_static_cache(arguments(tmp_path), CUDA, **FITS)
-    assert wants_static_cache(arguments(tmp_path), torch.device("cuda", 1), **FITS)
-    assert not wants_static_cache(arguments(tmp_path), CPU, **FITS)
-    assert not wants_static_cache(arguments(tmp_path), torch.device("mps"), **FITS)
-    for change in ({"can_compile": False}, {"one_turn": False}, {"sharded": True}):
-        assert not wants_static_cache(arguments(tmp_path), CUDA, **{**FITS, **change})
+def test_static_on_cuda_roomy_elsewhere_and_none_where_something_was_chosen(tmp_path, tiny_model) -> None:
+    llama = tiny_model("llama")
+    assert decoding_cache(arguments(tmp_path), llama, CUDA, **FITS) == "static"
+    assert decoding_cache(arguments(tmp_path), llama, torch.device("cuda", 1), **FITS) == "static"
+    assert decoding_cache(arguments(tmp_path), llama, CPU, **FITS) == "roomy"
+    assert decoding_cache(arguments(tmp_path), llama, torch.device("mps"), **FITS) == "roomy"
+    for change in ({"one_turn": False}, {"sharded": True}):
+        assert decoding_cache(arguments(tmp_path), llama, CUDA, **{**FITS, **change}) == "roomy"
+    not_compiled = copy.deepcopy(llama)
+    not_compiled._can_compile_fullgraph = False
+    assert decoding_cache(arguments(tmp_path), not_compiled, CUDA, **FITS) == "roomy"
     for choice in (
         {"cache_implementation": "dynamic"},
         {"use_transformers_continuous_batching": True},
         {"generation_kwargs": {"num_beams": 2}},
         {"use_vllm": True},
     ):
-        assert not wants_static_cache(arguments(tmp_path, **choice), CUDA, **FITS), choice
+        assert decoding_cache(arguments(tmp_path, **choice), llama, CUDA, **FITS) is None, choice
+
+
+def test_a_model_without_a_cache_gets_none(tmp_path, tiny_model) -> None:
+    no_cache = copy.deepcopy(tiny_model("llama"))
+    no_cache.generation_config.use_cache = False
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, state_size=4))
+    for model in (no_cache, mamba):
+        assert decoding_cache(arguments(tmp_path), model, CPU, **FITS) is None
 
 
 def test_transformers_then_compiles_on_cuda_and_only_there(tiny_llama) -> None:
@@ -76,32 +89,39 @@ FAMILIES = ["llama", "mistral", "gemma2", "deepseek_v3", "qwen3_5", "qwen3_5_moe
 
 
 @pytest.mark.parametrize(("family", "peft_config"), [*((f, None) for f in FAMILIES), ("llama", LORA)])
-def test_a_static_cache_draws_the_tokens_of_a_growing_one(
+def test_every_cache_draws_the_tokens_of_transformers_own(
     family, peft_config, tmp_path, tiny_model, char_tokenizer, make, score, monkeypatch
 ) -> None:
     seen = {}
-    for static, config in itertools.product((False, True), ({"generation_kwargs": {"do_sample": False}}, {})):
+    for kind, config in itertools.product(
+        (None, "roomy", "static"), ({"generation_kwargs": {"do_sample": False}}, {"gradient_checkpointing": True})
+    ):
         model = copy.deepcopy(tiny_model(family))
         model.generation_config.eos_token_id = [1, *range(40, 44)]
-        monkeypatch.setattr(grpo, "wants_static_cache", lambda *_, static=static, **__: static)
+        monkeypatch.setattr(grpo, "decoding_cache", lambda *_, kind=kind, **__: kind)
         trainer = make(tmp_path, model, [constant], char_tokenizer, config=config, peft_config=peft_config)
-        caches = []
-        prepare = type(model)._prepare_static_cache
+        static, roomy = [], []
 
-        def spy(self, *args, prepare=prepare, caches=caches, **named):
-            caches.append(named["max_cache_len"])
+        def spy(self, *args, prepare=type(model)._prepare_static_cache, static=static, **named):
+            static.append(named["max_cache_len"])
             return prepare(self, *args, **named)
 
         monkeypatch.setattr(type(model), "_prepare_static_cache", spy)
+        monkeypatch.setattr(
+            generation, "roomy_cache", lambda model, roomy=roomy: roomy.append(roomy_cache(model)) or roomy[-1]
+        )
         torch.manual_seed(3)
         out = score(trainer)
         # Prompts of 5 and 1 tokens: a longest one of up to 64 gets the same cache.
-        assert caches == ([64 + 7 - 1] if static else [])
-        seen[static, bool(config)] = out["completion_ids"]
+        assert static == ([64 + 7 - 1] if kind == "static" else [])
+        longest = out["completion_ids"].shape[1]
+        assert [cache.get_seq_length() for cache in roomy] == ([5 + longest - 1] if kind == "roomy" else [])
+        assert "generate" not in vars(trainer.model)
+        seen[kind, "generation_kwargs" in config] = out["completion_ids"]
         monkeypatch.undo()
-    assert seen[False, True].unique(dim=0).shape[0] > 1
-    assert torch.equal(seen[True, True], seen[False, True])
-    assert torch.equal(seen[True, False], seen[False, False])
+    assert seen[None, True].unique(dim=0).shape[0] > 1
+    for kind, greedy in itertools.product(("roomy", "static"), (True, False)):
+        assert torch.equal(seen[kind, greedy], seen[None, greedy]), (kind, greedy)
 
 
 def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
@@ -109,13 +129,13 @@ def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
 ) -> None:
     asked = []
 
-    def ask(_args, device, **facts) -> bool:
-        asked.append((device, facts))
-        return True
+    def ask(_args, model, device, **facts) -> str:
+        asked.append((type(model), device, facts))
+        return "static"
 
-    monkeypatch.setattr(grpo, "wants_static_cache", ask)
+    monkeypatch.setattr(grpo, "decoding_cache", ask)
     trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
-    assert asked == [(CPU, {"can_compile": True, "one_turn": True, "sharded": False})]
+    assert asked == [(type(tiny_llama), CPU, {"one_turn": True, "sharded": False})]
     assert trainer.generation_config.cache_implementation == "static" and not trainer.generation_config.disable_compile
     off = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, dense=DenseConfig(fast_rollouts=False))
     assert off.generation_config.cache_implementation is None and off.generation_config.disable_compile
@@ -124,16 +144,23 @@ def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
     stock = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
     assert stock.generation_config.cache_implementation is None and stock.generation_config.disable_compile
 
-    monkeypatch.setattr(grpo, "wants_static_cache", ask)
+    monkeypatch.setattr(grpo, "decoding_cache", ask)
     make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, rollout_func=lambda _prompts, _trainer: {})
-    assert asked[1][1]["one_turn"] is False
+    assert asked[1][2]["one_turn"] is False
 
 
 def test_the_cache_follows_the_widest_prompt_of_a_batch(
     tmp_path, tiny_llama, char_tokenizer, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr(grpo, "wants_static_cache", lambda *_, **__: True)
+    monkeypatch.setattr(grpo, "decoding_cache", lambda *_, **__: "static")
     trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
     for prompts, wanted in ((["b", "a" * 70], 128), (["a" * 130, "b"], 256), (["b"], 64)):
         trainer._tokenize_prompts(prompts)
         assert trainer.generation_config.max_cache_len == wanted + 7 - 1
+
+
+def test_generate_is_the_models_own_again_after_an_error(tiny_llama) -> None:
+    with pytest.raises(RuntimeError, match="broke off"), generation.decode_with_room(tiny_llama):
+        assert "generate" in vars(tiny_llama)
+        raise RuntimeError("broke off")
+    assert "generate" not in vars(tiny_llama)

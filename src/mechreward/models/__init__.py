@@ -14,6 +14,7 @@ from mechreward.models.blocks import (
     unwrap,
     vocabulary_size,
 )
+from mechreward.models.cache import roomy_cache
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
@@ -47,6 +48,7 @@ __all__ = [
     "n_blocks",
     "norm_outliers",
     "read_residuals",
+    "roomy_cache",
     "text_config",
     "unwrap",
     "vocabulary_size",

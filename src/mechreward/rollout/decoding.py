@@ -15,13 +15,12 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
 
-from mechreward.models import text_config
+from mechreward.models import roomy_cache
 
 SPLIT_FROM = 16  # batches smaller than this run to their end
 PREFILL_GAIN = 4  # reading a token again as part of a prompt costs about a fourth of decoding one (tiny Llama on a CPU)
@@ -81,7 +80,7 @@ def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan, streamer: Ba
             input_ids=ids_BS,
             attention_mask=seen_BS,
             generation_config=plan.generation_config(new_tokens),
-            past_key_values=StaticCache(config=text_config(model), max_cache_len=width + new_tokens),
+            past_key_values=roomy_cache(model),
             logits_processor=LogitsProcessorList([logprobs]),
             stopping_criteria=StoppingCriteriaList([_EnoughEnded(rows, plan, width, model.device)]),
             streamer=streamer,

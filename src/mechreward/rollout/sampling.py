@@ -7,7 +7,7 @@ Choices:
   of a batch has ended and much is left, the other half goes back to the queue and joins rows like it, its tokens so far
   as part of the prompt: ended rows do not keep computing. What is drawn next depends only on the prefix, so the
   distribution stays the same.
-- A static cache without compilation: a growing one copies itself at every step, which took most of the time on a CPU.
+- A cache with room (`models.cache`): transformers' growing one copies itself at every step.
 - The model's own generation defaults (top-k 50, repetition penalty, ...) are set aside: the policy itself is sampled.
 """
 

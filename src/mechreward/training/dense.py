@@ -54,8 +54,8 @@ class DenseConfig:
     read_batch_size: int = 32
     """Completions a reader forward."""
     fast_rollouts: bool = True
-    """On CUDA, decode with a static cache and a compiled step where the user has chosen nothing else; see
-    `mechreward.training.generation`."""
+    """Decode with a faster cache than transformers' default where the user has chosen nothing: on CUDA a static one and
+    a compiled step, elsewhere one with room to grow; see `mechreward.training.generation`."""
 
     guard: GuardConfig = field(default_factory=GuardConfig)
     """How the run is watched for reward hacking; `GuardConfig(on=False)` turns it off."""

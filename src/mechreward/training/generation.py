@@ -1,33 +1,41 @@
-"""Which cache TRL's generation decodes with: on CUDA a static one, whose decoding step transformers then compiles.
+"""Which cache TRL's generation decodes with, where the user has chosen nothing.
 
-`generate` compiles a decoding step if the cache is of one size for the whole call and nobody forbids it; TRL forbids
-it. In a pilot on an H100, 1,024 rollouts of SmolLM2-135M went from 8.1k to 33.6k tokens a second after 50 seconds of
-compiling. Written for CUDA, but not measured on one since. On a CPU a static cache without compiling took .95 to 1.4
-times as long as the growing one (the bundled model, 64 rollouts), so there TRL's default stays.
+On CUDA a static one, whose decoding step transformers then compiles: `generate` compiles if the cache is of one size
+for the whole call and nobody forbids it; TRL forbids it. In a pilot on an H100, 1,024 rollouts of SmolLM2-135M went
+from 8.1k to 33.6k tokens a second after 50 seconds of compiling. Written for CUDA, but not measured on one since.
 
 A cache of another length is compiled anew, and the length follows the widest prompt of a batch. So the prompt's part is
 rounded up to a power of two: a run sees a few lengths, not one a batch, and transformers keeps to the longest so far.
 Another number of rows (evaluation) compiles once more.
+
+Elsewhere `models.roomy_cache`, which draws TRL's own tokens. On a CPU a static cache without compiling took .95 to 1.4
+times as long as transformers' growing one (the bundled model, 64 rollouts).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig
 from trl import GRPOConfig
 
+from mechreward.models import roomy_cache, unwrap
+
 _SHORTEST = 64
 
 
-def wants_static_cache(
-    args: GRPOConfig, device: torch.device, *, can_compile: bool, one_turn: bool, sharded: bool
-) -> bool:
-    """Whether to compile decoding: on CUDA, where TRL calls `generate` itself and the user chose nothing else.
+def decoding_cache(
+    args: GRPOConfig, model: Any, device: torch.device, *, one_turn: bool, sharded: bool
+) -> Literal["static", "roomy"] | None:
+    """The cache to decode with: None where TRL does not call `generate` itself, or the user chose something else.
 
     Args:
         args: a cache, other generation options, vLLM or continuous batching in it are a choice of the user's.
+        model: the policy; static only if transformers compiles its architecture, none if it takes no `DynamicCache`.
         device: what the policy is on.
-        can_compile: whether transformers compiles this architecture (`_can_compile_fullgraph`).
         one_turn: one `generate` call a batch; with tools, later calls have other numbers of rows, each compiled anew.
         sharded: FSDP or DeepSpeed, whose weights come and go during a forward.
     """
@@ -37,7 +45,27 @@ def wants_static_cache(
         or args.cache_implementation is not None
         or bool(args.generation_kwargs)
     )
-    return device.type == "cuda" and can_compile and one_turn and not sharded and not chosen
+    plain = unwrap(model)
+    own_state = not plain._supports_default_dynamic_cache() or "mamba" in type(plain).__name__.lower()
+    if chosen or own_state or plain.generation_config.use_cache is False:
+        return None
+    compiles = device.type == "cuda" and plain._can_compile_fullgraph and one_turn and not sharded
+    return "static" if compiles else "roomy"
+
+
+@contextmanager
+def decode_with_room(model: Any) -> Iterator[None]:
+    """Gives every `generate` of the model inside it a roomy cache."""
+    theirs = model.generate
+
+    def generate(*args: Any, **named: Any) -> Any:
+        return theirs(*args, past_key_values=roomy_cache(model), **named)
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 def use_static_cache(config: GenerationConfig) -> None:

@@ -1,0 +1,59 @@
+"""A key-value cache with room to grow: a token is written into it, where transformers' growing cache copies all of it.
+
+That copy is most of what `DynamicCache` costs, at every token. A static cache is written into as well, but is read over
+its whole length from the first token on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from mechreward.models.blocks import text_config
+
+
+def roomy_cache(model: nn.Module) -> DynamicCache:
+    """An empty cache for `generate` or a forward of this model, whose full-attention layers keep room for more tokens.
+
+    Its answers are those of `DynamicCache`, of which layers of other kinds (sliding, linear) are kept as they are.
+    """
+    cache = DynamicCache(config=text_config(model))
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    """`keys` and `values` are the first tokens of tensors that are twice as long when they have to be made anew."""
+
+    key_room: Tensor
+    value_room: Tensor
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys = self.key_room = key_states[:, :, :0]
+        self.values = self.value_room = value_states[:, :, :0]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.key_room = _append(self.keys, self.key_room, key_states)
+        self.values, self.value_room = _append(self.values, self.value_room, value_states)
+        return self.keys, self.values
+
+
+def _append(
+    held: Float[Tensor, "b h s d"], room: Float[Tensor, "rows h r d"], new: Float[Tensor, "b h n d"]
+) -> tuple[Tensor, Tensor]:
+    """What is held with `new` after it, and the tensor that both are in."""
+    start, end = held.shape[2], held.shape[2] + new.shape[2]
+    # Beam search, cropping and selecting rows put other tensors in the place of what was written here.
+    elsewhere = held.data_ptr() != room.data_ptr() or held.shape[0] != room.shape[0]
+    if elsewhere or end > room.shape[2]:
+        room = new.new_empty(*new.shape[:2], 2 * end, new.shape[3])
+        room[:, :, :start] = held
+    room[:, :, start:end] = new
+    return room[:, :, :end], room
