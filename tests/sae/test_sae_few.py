@@ -14,6 +14,7 @@ from torch import Tensor
 import mechreward.sae.few as few
 from mechreward.errors import InputError
 from mechreward.sae import SAE
+from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.few import FewReader
 
 D, F = 6, 40
@@ -72,12 +73,17 @@ def test_reads_as_encoded(
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated"])
-def test_the_long_road_is_for_what_is_open(random_sae: Callable[..., SAE], architecture: str) -> None:
+def test_the_long_road_is_for_what_is_open(
+    random_sae: Callable[..., SAE], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    keep = Encoder._keep_topk
+    monkeypatch.setattr(Encoder, "_keep_topk", lambda self, x_ND: encoded.append(len(x_ND)) or keep(self, x_ND))
     sae, ids = random_sae(architecture), [3, 7, 7, 11]
     h = torch.randn(20, D, generator=torch.Generator().manual_seed(5))
     reader, counted = counted_reader(sae, ids)
     decided = [reader(row[None]) for row in h]
-    assert counted.calls == 0
+    assert counted.calls == 0 and not encoded
     assert torch.equal(torch.cat(decided) > 0, sae.encode(h)[:, ids] > 0)
     # Encoders are compared by rows that tie: features 0 and 1 are one and the same, at the k-th place.
     if architecture == "topk":
@@ -88,8 +94,10 @@ def test_the_long_road_is_for_what_is_open(random_sae: Callable[..., SAE], archi
         W_DF[:, other], b_F[other] = W_DF[:, kth], b_F[kth]
         tied = replace(sae, W_enc_DF=W_DF, b_enc_F=b_F)
         reader, counted = counted_reader(tied, [kth, other])
+        encoded.clear()
         acts = reader(h[:1])[0]
-        assert counted.calls == 1 and (acts > 0).tolist() == [kth < other, other < kth]
+        assert encoded == [1] and counted.calls == 0
+        assert (acts > 0).tolist() == [kth < other, other < kth]
 
 
 def test_fewer_than_k_above_zero(random_sae: Callable[..., SAE]) -> None:

@@ -101,8 +101,9 @@ def test_every_cache_draws_the_tokens_of_transformers_own(
         monkeypatch.setattr(grpo, "decoding_cache", lambda *_, kind=kind, **__: kind)
         trainer = make(tmp_path, model, [constant], char_tokenizer, config=config, peft_config=peft_config)
         static, roomy = [], []
+        prepare = type(model)._prepare_static_cache
 
-        def spy(self, *args, prepare=type(model)._prepare_static_cache, static=static, **named):
+        def spy(self, *args, prepare=prepare, static=static, **named):
             static.append(named["max_cache_len"])
             return prepare(self, *args, **named)
 

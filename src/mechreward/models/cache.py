@@ -29,6 +29,8 @@ def roomy_cache(model: nn.Module) -> DynamicCache:
 class _RoomyLayer(DynamicLayer):
     """`keys` and `values` are the first tokens of tensors that are twice as long when they have to be made anew."""
 
+    keys: Tensor
+    values: Tensor
     key_room: Tensor
     value_room: Tensor
 

@@ -3,8 +3,8 @@
 `SAE.read` is made for many tokens: it checks, sorts and stages, and for one token that takes longer than the product
 itself. Here all that does not depend on the tokens is made ready once. ReLU, JumpReLU and Gated compute the chosen
 features by the rule of `arithmetic`, as `SAE.read` does. TopK computes every pre-activation and compares the chosen
-ones with the k-th largest. Where rounding could decide, and for what is not finite, it is left to `SAE.read`, so that
-exactly the same features are active.
+ones with the k-th largest, or encodes the tokens in full where rounding could decide (`Encoder.activations` has the
+bars): exactly the same features are active. What is not finite is left to `SAE.read`, which refuses it.
 """
 
 from __future__ import annotations
@@ -60,16 +60,14 @@ class FewReader:
         return self.chosen.activations(x_ND) if x_ND.sum().isfinite() else None
 
     def _topk(self, x_ND: Tensor, k: int) -> Tensor | None:
-        """None where rounding could decide, by the bars of `Encoder.activations`, or a number is not finite."""
-        if k >= self.encoder.n_features:
-            return None
-        pre_NF = self.encoder.affine(x_ND)
-        top_NJ = pre_NF.topk(k + 1, dim=-1).values
-        norm_N = torch.linalg.vector_norm(x_ND, dim=-1)
-        # In plain numbers: for a few tokens, tensor operations take longer than what they compute.
-        for (kth, follows), norm in zip(top_NJ[:, -2:].tolist(), norm_N.tolist(), strict=True):
+        """None for what is not finite."""
+        if k < self.encoder.n_features:
+            pre_NF = self.encoder.affine(x_ND)
+            top_NJ = pre_NF.topk(k + 1, dim=-1).values
+            # In plain numbers: for a few tokens, tensor operations take longer than what they compute.
+            norm = max(torch.linalg.vector_norm(x_ND, dim=-1).tolist())
             both = 2 * self.encoder.bound(norm, x_ND.shape[1])
-            if not (kth > both and kth - follows > both):
-                return None
-        own_NK = pre_NF.index_select(1, self.ids_K)
-        return own_NK.mul_(own_NK >= top_NJ[:, -2:-1])
+            if all(kth > both and kth - follows > both for kth, follows in top_NJ[:, -2:].tolist()):
+                own_NK = pre_NF.index_select(1, self.ids_K)
+                return own_NK.mul_(own_NK >= top_NJ[:, -2:-1])
+        return self.encoder.activations(x_ND).index_select(1, self.ids_K) if x_ND.sum().isfinite() else None

@@ -45,7 +45,7 @@ def decoding_cache(
         or args.cache_implementation is not None
         or bool(args.generation_kwargs)
     )
-    plain = unwrap(model)
+    plain: Any = unwrap(model)
     own_state = not plain._supports_default_dynamic_cache() or "mamba" in type(plain).__name__.lower()
     if chosen or own_state or plain.generation_config.use_cache is False:
         return None
