@@ -112,4 +112,6 @@ def open_folder(inputs: Inputs) -> Path:
     asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
     hashes = {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
     manifest = make_manifest(seed=config.seed, device=config.device, packages=PACKAGES, hashes=hashes)
-    return open_run(config.out, config.model_dump(mode="json", exclude={"out", "resume"}), manifest, config.resume)
+    # How many runs of a study at a time changes nothing in them.
+    settings = config.model_dump(mode="json", exclude={"out", "resume", "workers"})
+    return open_run(config.out, settings, manifest, config.resume)

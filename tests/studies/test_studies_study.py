@@ -48,7 +48,7 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     assert start[0] == start[1] and len(start[0]) == 4, "both start from the same model, asked with the same seeds"
     written = json.loads((tmp_path / "s" / "results.json").read_text())
     assert StudyResults(**written) == results and written["judged"] == "sae"
-    # A run whose file is lost comes out the same; the other is not run again.
+    # A run whose file is lost comes out the same, however many run at a time; the other is not run again.
     lost, kept = tmp_path / "s" / "runs" / "sae-0.json", tmp_path / "s" / "runs" / "outcome-0.json"
     before = json.loads(lost.read_text())
     lost.unlink()
@@ -57,7 +57,7 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "s" / "checkpoints" / "sae-0").mkdir()
     (tmp_path / "s" / "checkpoints" / "sae-0" / "run.json").write_text("{}")
     stamp = kept.stat().st_mtime_ns
-    again = run_study(config(tmp_path / "s", resume=True))
+    again = run_study(config(tmp_path / "s", resume=True, workers=2))
     assert again == results and kept.stat().st_mtime_ns == stamp
     assert before["facts"].pop("seconds") > 0
     assert before["facts"] == {"learning_rate": 1e-4, "dense_weight": 0.3}
