@@ -1,6 +1,7 @@
 """What rollouts cost by the way transformers decodes them: the same prompts, the same number of tokens, in turns.
 
 - `dynamic`: a cache that grows by a token a step, not compiled; what TRL does by itself.
+- `roomy`: it grows in place, with room to spare; what `MechRewardGRPOTrainer` does except on CUDA.
 - `static`: a cache of one size, not compiled.
 - `static, compiled`: the same, with the decoding step compiled, as `MechRewardGRPOTrainer` does on CUDA. On a CPU it
   runs if `--compile` is given, without CUDA graphs.
@@ -37,7 +38,7 @@ from mechreward.models import LoadedModel, load_model
 from mechreward.rollout.sampling import tokenise_prompts
 from mechreward.tasks import load_questions
 from mechreward.tiny import MODEL
-from mechreward.training.generation import cache_length, use_static_cache
+from mechreward.training.generation import cache_length, decode_with_room, use_static_cache
 
 Way = Callable[[GenerationConfig, list[list[int]]], list[list[int]]]
 
@@ -92,6 +93,10 @@ def ways_of(setting: Setting, loaded: LoadedModel, width: int) -> Iterator[tuple
     def plain(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
         return generate(loaded, config, prompts)
 
+    def roomy(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
+        with decode_with_room(loaded.model):
+            return generate(loaded, config, prompts)
+
     def static(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
         use_static_cache(config)
         config.max_cache_len = cache_length(width, setting.new_tokens)
@@ -120,6 +125,7 @@ def ways_of(setting: Setting, loaded: LoadedModel, width: int) -> Iterator[tuple
         return [list(output.generated_tokens) for output in by_number]
 
     yield "dynamic", plain
+    yield "roomy", roomy
     yield "static", static
     if setting.compile or setting.device != "cpu":
         yield "static, compiled", compiled
