@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from mechreward.chains import Patience
 from mechreward.cli import main
-from mechreward.features import catalog_names
+from mechreward.features import catalog_names, load_pack
 from mechreward.rollout import load_responses
 from mechreward.steering import load_repairs
 from mechreward.tasks import load_split
@@ -31,6 +35,13 @@ def test_fuzz_with_a_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     )
     found = json.loads((tmp_path / "a" / "eval.json").read_text())
     assert code == int(found["signal"]["verdict"] == "brittle") and "eval.json" in said
+    mark = load_pack(tmp_path / "a" / "pack.json").rephrasing
+    assert mark.verdict == found["signal"]["verdict"] and mark.spec_hash == found["spec_hash"]
+    assert (mark.kinds, mark.n_families) == (["names", "numbers"], 6)
+    assert f"in other words: {mark.verdict}" in load_pack(tmp_path / "a" / "pack.json").status
+    code, shown, _ = run(capsys, "pack", "show", str(tmp_path / "a" / "pack.json"))
+    assert code == 0 and f"in other words: {mark.verdict}" in shown
+    assert ("kept in other words" in shown) == (mark.interval is not None)
     responses = load_responses(tmp_path / "a" / "responses.parquet")
     assert len(responses) == 6 * 3 * 3
     for kind in ("original", "names", "numbers"):
@@ -50,6 +61,15 @@ def test_fuzz_with_a_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     [
         (("eval",), "questions: is needed"),
         (("eval", "--questions", "tiny:easy", "--kinds", "names"), "kinds: names are asked for without --fuzz"),
+        (("eval", "--questions", "tiny:easy", "--examiner", "m"), "examiner: m has nothing to put in other words"),
+        (
+            ("eval", "--questions", "tiny:easy", "--fuzz", "--examiner", "http://h/v1"),
+            "examiner_model: is needed; name",
+        ),
+        (
+            ("eval", "--questions", "tiny:easy", "--fuzz", "--examiner", "m", "--examiner-model", "n"),
+            "examiner_model: n is asked at an address",
+        ),
         (("eval", "--questions", "tiny:easy", "--pack", TINY), "pack: its signal is compared on variations"),
         (("eval", "--questions", "tiny:easy", "--fuzz", "--pack", TINY, "--samples", "1"), "samples: 1 answer"),
         (("eval", "--questions", "tiny:easy", "--fuzz", "--pack", "none.json"), "pack: none.json is neither"),
@@ -122,6 +142,72 @@ def test_what_is_varied_is_the_bare_question(
         assert all(prompt.startswith("Q: 1 + 1 A: 2 Q: ") and prompt.endswith(" A:") for prompt in asked)
         if kinds == "irrelevant":
             assert asked[2] == "Q: 1 + 1 A: 2 Q: The weather was fine all day. Tom has 3 pens . how many ? A:"
+
+
+class Judge(BaseHTTPRequestHandler):
+    """An endpoint that says every problem backwards, and of every third one nothing usable."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((asked["model"], self.headers.get("Authorization")))
+        problem = asked["messages"][0]["content"].split("Problem:\n")[1].split("\n")[0]
+        said = "no idea" if "13" in problem else "PROBLEM: " + " ".join(reversed(problem.split()))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": said}}]}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(Patience, "sleep", lambda *_: None)
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    made.seen = []
+    Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_an_examiner_puts_questions_in_its_own_words(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: ThreadingHTTPServer
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    path = tmp_path / "plain.jsonl"
+    rows = [{"id": f"q{n}", "question": f"Tom has {n} pens . how many ?", "answer": str(n)} for n in (12, 13, 14)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    address = f"http://127.0.0.1:{judge.server_port}/v1"
+    arguments = (
+        "eval", "--fuzz", "--questions", str(path), "--id-column", "id", "--max-new-tokens", "4", "--samples", "2",
+        "--examiner", address, "--examiner-model", "big", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    code, said, _ = run(capsys, *arguments)
+    found = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert code == 0 and "1 of 3 paraphrases are left out" in said
+    assert set(judge.seen) == {("big", "Bearer secret")} and len(judge.seen) == 2 + 3
+    assert found["examiner"]["name"] == "big" and list(found["examiner"]["left_out"]) == ["q13"]
+    assert found["accuracy"]["examiner"]["n"] == 2 * 2 and found["accuracy"]["irrelevant"]["n"] == 3 * 2
+    assert found["n_variations"] == 5
+    # Asked again, only what was not said is.
+    run(capsys, *arguments)
+    assert len(judge.seen) == 5 + 3
+
+
+def test_an_examiner_that_is_down(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, judge: ThreadingHTTPServer
+) -> None:
+    address = f"http://127.0.0.1:{judge.server_port}/v1"
+    judge.shutdown()
+    judge.server_close()
+    code, _, error = run(
+        capsys, "eval", "--fuzz", "--questions", "tiny:easy", "--limit", "2", "--kinds", "names", "--examiner",
+        address, "--examiner-model", "big", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 2 and "examiner: big gave no usable paraphrase of 2 questions: " in error
+    assert len(error.strip().splitlines()) == 1 and not (tmp_path / "out" / "eval.json").exists()
 
 
 def test_answers_are_kept_whatever_comes_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ def test_a_table_that_is_none_or_another_sae_s(capsys: pytest.CaptureFixture[str
         (("--responses", "none.parquet"), "responses: there is no file none.parquet"),
         (("--questions", "tiny:easy", "--draws", "3"), "draws: 3 is not allowed"),
         (("--questions", "tiny:easy", "--pack", "none.json"), "pack: none.json is neither a file nor a bundled pack"),
+        (("--questions", "tiny:easy", "--rephrased"), "rephrased: whether pack"),
         (("--questions", "tiny:easy", "--features", "none.parquet"), "features: there is no file none.parquet"),
         (("--questions", "tiny:easy", "--out", "/dev/null/x"), "out: cannot write to the folder /dev/null/x"),
     ],

@@ -28,11 +28,12 @@ from mechreward.chains import (
     expand,
     fill_prompt,
     load_claims,
+    reword,
     with_expansion,
 )
 from mechreward.chains.claims import READERS
 from mechreward.errors import InputError
-from mechreward.tasks import Question
+from mechreward.tasks import Question, Variation
 from mechreward.verifiers import gsm8k_exact_match
 
 QUESTION = Question("q", "Ada has 20 apples and buys 5. How many?", "25")
@@ -148,6 +149,19 @@ def test_paraphrases_keep_their_numbers_and_their_answer() -> None:
         for before, after in [(reached, reached), (reached, lost), (lost, lost)]
     ] == [True, False, True]
     assert check_paraphrases([None, Claim("paraphrase", "y", "5", "m")], [QUESTION])[1].checked is None
+
+
+def test_questions_in_the_examiners_words(tmp_path: Path) -> None:
+    others = [Question(name, f"Bo has {name} pens. How many?", name, solution="as it was") for name in ("3", "4", "5")]
+    answers = ["PROBLEM: How many pens are Bo's, who has 3?", "PROBLEM: Bo has 7 pens. How many?", None]
+    judge = Scripted([*answers, None, None])
+    made, left_out = reword(judge, others, patience=ONCE, path=tmp_path / "claims.jsonl")
+    reworded = Question("3~examiner-0", "How many pens are Bo's, who has 3?", "3", solution="as it was")
+    assert made == [Variation("3", "examiner", reworded)]
+    assert left_out == {"4": "other numbers, or the same words", "5": "down"}
+    # What was said is not asked again; what was not said is.
+    again, left_out = reword(judge, others, patience=ONCE, path=tmp_path / "claims.jsonl")
+    assert again == made and set(left_out) == {"4", "5"} and len(judge.asked) == 4
 
 
 def test_chains_of_thought_squared() -> None:

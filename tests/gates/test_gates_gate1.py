@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mechreward.gates  # noqa: F401
 from mechreward.errors import InputError
-from mechreward.features import ContrastTable, PooledBatch, contrast
+from mechreward.features import ContrastTable, PackRephrasing, PooledBatch, contrast
 from mechreward.gates import (
     Gate1Result,
     Thresholds,
@@ -26,6 +26,8 @@ from mechreward.gates import (
     read_scores,
 )
 from mechreward.gates.adversarial import Attacks
+from mechreward.gates.gate1 import with_rephrasing
+from mechreward.gates.judgement import Judgement
 from mechreward.models import LoadedModel, ResidualBatch, read_residuals
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, prompt_hashes
@@ -356,6 +358,52 @@ def test_questions_that_the_pack_was_found_on_are_refused(monkeypatch: pytest.Mo
         gate1(of(asked[0], asked[7], (1, 2, 3)), world.responses, loaded, draws=100)
     assert gate1(of((1, 2, 3)), world.responses, loaded, draws=100).rows
     assert check_held_out(reward.pack, asked) is None
+
+
+REPHRASED = {"kept": 0.9, "interval": (0.7, 1.1), "kinds": ["names"], "n_families": 50}
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict", "reason"),
+    [
+        ("survives", "pass", "AUROC within a question"),
+        ("brittle", "fail", "in other words the pack's signal is: brittle"),
+        ("inconclusive", "inconclusive", "in other words the pack's signal is: inconclusive"),
+        ("no signal", "inconclusive", "in other words the pack's signal is: no signal"),
+    ],
+)
+def test_another_wording_has_to_be_survived_where_that_is_asked(
+    monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, measured: str, verdict: str, reason: str
+) -> None:
+    world = make_world(size=1.2)
+    plant(monkeypatch, {0: world.signal_N})
+    plain = FeatureReward({0: 1.0}, make_sae())
+    asked = Thresholds(rephrased=True)
+
+    def marked(spec_hash: str) -> FeatureReward:
+        mark = PackRephrasing(spec_hash=spec_hash, verdict=measured, **REPHRASED)
+        return FeatureReward(plain.pack.model_copy(update={"rephrasing": mark}), plain.sae)
+
+    reward = marked(plain.spec_hash)
+    assert reward.spec_hash == plain.spec_hash
+    found = gate1(reward, world.responses, loaded, draws=300, thresholds=asked)
+    assert found.verdict == verdict and found.reason.startswith(reason) and found.thresholds.rephrased
+    assert gate1(reward, world.responses, loaded, draws=300).verdict == "pass"
+    for other in (plain, marked("of another reward")):
+        with pytest.raises(InputError, match="rephrased: whether pack .* was not measured; run mechreward eval --fuzz"):
+            gate1(other, world.responses, loaded, draws=300, thresholds=asked)
+
+
+def test_a_pack_that_fails_anyway_fails_for_both_reasons() -> None:
+    mark = PackRephrasing(spec_hash="", verdict="brittle", **REPHRASED)
+    pack = FeatureReward({0: 1.0}, make_sae()).pack
+    pack = pack.model_copy(update={"rephrasing": mark.model_copy(update={"spec_hash": pack.spec_hash})})
+    assert with_rephrasing(Judgement("fail", "length is as good"), pack) == Judgement(
+        "fail", "length is as good; in other words the pack's signal is: brittle"
+    )
+    unsure = pack.model_copy(update={"rephrasing": pack.rephrasing.model_copy(update={"verdict": "inconclusive"})})
+    for verdict in ("fail", "inconclusive"):
+        assert with_rephrasing(Judgement(verdict, "why"), unsure) == Judgement(verdict, "why")
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "max", "last"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
+from math import isnan, nan
 
 import numpy as np
 import pytest
 
 from mechreward.errors import InputError
+from mechreward.features import PackRephrasing
 from mechreward.gates.rephrasing import FamilyAnswer, Signal, accuracies, consistency, judge_signal
+from mechreward.gates.statistics import Interval
 
 
 def answers(*rows: tuple[str, str, str, str]) -> list[FamilyAnswer]:
@@ -74,6 +78,20 @@ def test_verdicts() -> None:
     assert world(120, (2.0, -2.0)).verdict == "brittle"
     assert world(120, (0.0, 2.0)).verdict == "no signal"
     assert world(40, (1.0, 0.3)).verdict == "inconclusive"
+
+
+def test_what_goes_into_the_pack() -> None:
+    found = judge_signal(SMALL, [float(i) for i in range(len(SMALL))])
+    mark = replace(found, verdict="survives", kept=Interval(0.8, 0.6, 1.2, 0.1)).mark("hash", SMALL)
+    assert mark == PackRephrasing(
+        spec_hash="hash", verdict="survives", kept=0.8, interval=(0.6, 1.2), kinds=["names", "order"], n_families=2
+    )
+    # Nothing to keep, or nothing that is a number, is no share.
+    nothing = replace(found, verdict="no signal", kept=Interval(0.8, 0.6, 1.2, 0.1)).mark("hash", SMALL)
+    assert (nothing.kept, nothing.interval) == (None, None)
+    for kept in (Interval(nan, nan, nan, nan), Interval(0.4, nan, nan, nan)):
+        unsure = replace(found, verdict="inconclusive", kept=kept).mark("hash", SMALL)
+        assert unsure.interval is None and unsure.kept == (None if isnan(kept.value) else 0.4)
 
 
 def test_signal_in_exact_numbers() -> None:

@@ -17,6 +17,7 @@ from mechreward.chains.inquiry import (
     check_paraphrases,
     check_verdicts,
     expand,
+    reword,
     step_subject,
     with_expansion,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "load_claims",
     "locate",
     "lowest",
+    "reword",
     "rollout_critical",
     "split_steps",
     "step_of",

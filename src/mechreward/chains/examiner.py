@@ -38,7 +38,10 @@ class ExaminerError(Exception):
 class Examiner(Protocol):
     """A model that answers a text with a text."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Which model it is."""
+        ...
 
     def ask(self, prompt: str) -> str:
         """The answer. Raises ExaminerError if there is none this time, InputError if there never will be."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from mechreward.chains.labels import Tally
 from mechreward.chains.steps import Step
 from mechreward.errors import InputError
 from mechreward.rollout import Response
-from mechreward.tasks import Question
+from mechreward.tasks import Question, Variation
 
 
 def step_subject(name: str, step: int) -> str:
@@ -57,6 +58,41 @@ def ask_clarifying(name: str, question: Question, steps: Sequence[Step], count: 
 def ask_paraphrases(questions: Sequence[Question]) -> list[Request]:
     """Each question in other words."""
     return [Request("paraphrase", q.id, fill_prompt("paraphrase", question=q.prompt)) for q in questions]
+
+
+def reword(
+    examiner: Examiner,
+    questions: Sequence[Question],
+    *,
+    patience: Patience | None = None,
+    path: str | Path | None = None,
+) -> tuple[list[Variation], dict[str, str]]:
+    """The questions in the examiner's words: variations of the kind `examiner`, with the answers there were.
+
+    Only paraphrases that pass `check_paraphrases` are kept: every number is still there. That they ask for the same is
+    the examiner's claim.
+
+    Args:
+        path: of `examine`.
+
+    Returns:
+        The variations, and why a question has none, by its id.
+
+    Raises:
+        InputError: as `examine`.
+    """
+    examined = examine(examiner, ask_paraphrases(questions), patience=patience, path=path)
+    left_out = dict(examined.skipped)
+    made = []
+    for question, claim in zip(questions, check_paraphrases(examined.claims, questions), strict=True):
+        if claim is None:
+            continue
+        if claim.checked:
+            reworded = replace(question, id=f"{question.id}~examiner-0", prompt=claim.text)
+            made.append(Variation(question.id, "examiner", reworded))
+        else:
+            left_out[question.id] = "other numbers, or the same words"
+    return made, left_out
 
 
 def ask_feature(name: str, firing: Sequence[str], silent: Sequence[str]) -> Request:

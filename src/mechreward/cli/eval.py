@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
+    from mechreward.chains import Examiner
     from mechreward.cli.eval_settings import EvalSettings
     from mechreward.reward import FeatureReward
-    from mechreward.tasks import Variation
+    from mechreward.tasks import Question, Variation
 
 
 def evaluate(arguments: list[str], prog: str) -> int:
@@ -25,6 +27,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     quiet()
     from mechreward.cli.eval_settings import EvalSettings
     from mechreward.cli.sae_settings import answered, asked
+    from mechreward.features import save_pack
     from mechreward.gates.reading import read_scores
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
     from mechreward.inputs import verifier_of
@@ -37,8 +40,8 @@ def evaluate(arguments: list[str], prog: str) -> int:
     verifier = verifier_of(settings.verifier, settings.strictness)
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)
-    variations = _vary(settings, settings.questions) if settings.fuzz else []
     reward = None if settings.pack is None else _reward(settings, settings.pack)
+    variations, left_out = _vary(settings, settings.questions) if settings.fuzz else ([], {})
     make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
@@ -57,14 +60,18 @@ def evaluate(arguments: list[str], prog: str) -> int:
     if settings.fuzz:
         found["n_variations"] = len(variations)
         found["agreement"] = consistency(answers)
+    if settings.examiner is not None:
+        found["examiner"] = {"name": settings.examiner_model or settings.examiner, "left_out": left_out}
     if reward is not None:
         with RichProgress().stage(f"read {len(responses)} answers"):
             scores = read_scores(reward, [], responses, loaded).judged_N
-        found["signal"] = asdict(judge_signal(answers, list(scores), seed=settings.seed))
-        found["spec_hash"] = reward.spec_hash
+        signal = judge_signal(answers, list(scores), seed=settings.seed)
+        found |= {"signal": asdict(signal), "spec_hash": reward.spec_hash}
+        mark = {"rephrasing": signal.mark(reward.spec_hash, answers)}
+        save_pack(reward.pack.model_copy(update=mark), settings.out / "pack.json")
     write_json(settings.out / "eval.json", _finite(found))
     _show(found)
-    for name in ("eval.json", "responses.parquet"):
+    for name in ("eval.json", "responses.parquet", *(["pack.json"] if reward is not None else [])):
         console.print(f"wrote [bold]{escape(str(settings.out / name))}[/]", soft_wrap=True)
     return 1 if reward is not None and found["signal"]["verdict"] == "brittle" else 0
 
@@ -74,6 +81,12 @@ def _check(settings: EvalSettings) -> None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
     if settings.kinds and not settings.fuzz:
         raise InputError(f"kinds: {', '.join(settings.kinds)} are asked for without --fuzz; give both or neither")
+    if settings.examiner is not None and not settings.fuzz:
+        raise InputError(f"examiner: {settings.examiner} has nothing to put in other words without --fuzz")
+    if settings.examiner_model is not None and not _is_endpoint(settings):
+        raise InputError(f"examiner_model: {settings.examiner_model} is asked at an address; give it as --examiner")
+    if _is_endpoint(settings) and settings.examiner_model is None:
+        raise InputError(f"examiner_model: is needed; name the model to ask at {settings.examiner}")
     if settings.pack is not None and not settings.fuzz:
         raise InputError("pack: its signal is compared on variations; give --fuzz too, or judge it by mechreward gate")
     if settings.pack is not None and settings.samples < 2:
@@ -84,8 +97,12 @@ def _check(settings: EvalSettings) -> None:
         _sae_source(settings)
 
 
-def _vary(settings: EvalSettings, source: str) -> list[Variation]:
-    """What is varied is the bare question: in the prompt's format an aside would land before its worked examples."""
+def _vary(settings: EvalSettings, source: str) -> tuple[list[Variation], dict[str, str]]:
+    """What is varied is the bare question: in the prompt's format an aside would land before its worked examples.
+
+    Returns:
+        The variations, and which questions the examiner gave none of, by id, with the reason.
+    """
     from mechreward.cli.sae_settings import asked
     from mechreward.tasks.fuzz import allowed_kinds, fuzz
     from mechreward.tasks.load import PLACEHOLDER
@@ -95,8 +112,45 @@ def _vary(settings: EvalSettings, source: str) -> list[Variation]:
     if not settings.kinds:
         console.print(f"kinds: {', '.join(kinds)}, those that the questions' text allows")
     made = fuzz(questions, kinds, settings.variations, settings.seed)
+    left_out: dict[str, str] = {}
+    if settings.examiner is not None:
+        reworded, left_out = _reworded(settings, questions)
+        made += reworded
     prompts = [settings.prompt_format.replace(PLACEHOLDER, one.question.prompt) for one in made]
-    return [replace(v, question=replace(v.question, prompt=p)) for v, p in zip(made, prompts, strict=True)]
+    told = [replace(v, question=replace(v.question, prompt=p)) for v, p in zip(made, prompts, strict=True)]
+    return told, left_out
+
+
+def _reworded(settings: EvalSettings, questions: list[Question]) -> tuple[list[Variation], dict[str, str]]:
+    from mechreward.chains import reword
+
+    examiner = _examiner(settings)
+    make_folder(settings.out)
+    with RichProgress().stage(f"{len(questions)} questions in the words of {examiner.name}"):
+        made, left_out = reword(examiner, questions, path=settings.out / "claims.jsonl")
+    if not made:
+        raise InputError(
+            f"examiner: {examiner.name} gave no usable paraphrase of {len(questions)} questions: "
+            f"{next(iter(left_out.values()))}"
+        )
+    if left_out:
+        console.print(f"{len(left_out)} of {len(questions)} paraphrases are left out; eval.json has the reasons")
+    return made, left_out
+
+
+def _examiner(settings: EvalSettings) -> Examiner:
+    from mechreward.chains import EndpointExaminer, LocalExaminer
+    from mechreward.models import load_model
+
+    assert settings.examiner is not None
+    if settings.examiner_model is not None:
+        return EndpointExaminer(settings.examiner, settings.examiner_model, key=os.environ.get("OPENAI_API_KEY"))
+    loaded = load_model(settings.examiner, dtype=settings.dtype, device=settings.device)
+    return LocalExaminer(loaded, chat=loaded.tokenizer.chat_template is not None)
+
+
+def _is_endpoint(settings: EvalSettings) -> bool:
+    return settings.examiner is not None and settings.examiner.startswith(("http://", "https://"))
 
 
 def _reward(settings: EvalSettings, pack: str) -> FeatureReward:

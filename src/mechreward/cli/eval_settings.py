@@ -20,6 +20,11 @@ class EvalSettings(JudgeSettings):
     `irrelevant` alone."""
     variations: Count = 1
     """Variations of each kind."""
+    examiner: str | None = None
+    """A second model that puts each question in other words, once: an OpenAI-compatible address such as
+    http://localhost:8000/v1 (its key in OPENAI_API_KEY, if it wants one), or a model folder or id."""
+    examiner_model: str | None = None
+    """The model to ask at the address."""
     pack: str | None = None
     """A pack.json, or a bundled pack by name, whose signal is put to the test."""
     sae: str | None = None
@@ -31,4 +36,5 @@ class EvalSettings(JudgeSettings):
     samples: Count = 4
     """Answers to each question."""
     out: Path = Path("runs/eval")
-    """Folder for eval.json and responses.parquet."""
+    """Folder for eval.json and responses.parquet; claims.jsonl with --examiner, and with --pack pack.json, which says
+    whether the pack survives."""

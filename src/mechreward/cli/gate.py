@@ -52,7 +52,7 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     quiet()
     from mechreward.cli.gate_settings import GateSettings
     from mechreward.features import check_table, load_contrast, load_pack, save_pack
-    from mechreward.gates import check_held_out, gate1
+    from mechreward.gates import Thresholds, check_held_out, check_rephrased, gate1
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
@@ -63,6 +63,8 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     table = None if settings.features is None else load_contrast(settings.features)
     if table is not None:
         check_table(table, reward.pack)
+    if settings.rephrased:
+        check_rephrased(reward.pack)
     make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
@@ -78,6 +80,7 @@ def gate_pack(arguments: list[str], prog: str) -> int:
             responses,
             loaded,
             table=table,
+            thresholds=Thresholds(rephrased=settings.rephrased),
             draws=settings.draws,
             seed=settings.seed,
             batch_size=settings.read_batch_size,

@@ -32,6 +32,9 @@ class GateSettings(JudgeSettings):
     """Use the first so many questions."""
     samples: Annotated[int, Field(ge=2)] = 8
     """Responses sampled for each question."""
+    rephrased: bool = False
+    """Fail a pack whose signal does not survive another wording; it has to be one that `mechreward eval --fuzz --pack`
+    wrote."""
     draws: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples of questions, and label shuffles."""
     read_batch_size: Count = 32

@@ -99,6 +99,20 @@ class PackValidation(_Strict):
     n_questions: Annotated[int, Field(ge=0)]
 
 
+class PackRephrasing(_Strict):
+    """What `gates.judge_signal` said about the reward with this `spec_hash` on questions put in other words."""
+
+    spec_hash: str
+    verdict: Literal["survives", "brittle", "inconclusive", "no signal"]
+    kept: float | None
+    """Share of the lead over chance that is left; None where there was none to lose."""
+    interval: tuple[float, float] | None
+    kinds: list[str]
+    """How the questions were varied."""
+    n_families: Annotated[int, Field(ge=0)]
+    """Questions, each with its variations."""
+
+
 class ReportedFigures(_Strict):
     """What a pack's authors say it scored. Nobody here has reproduced it, so it stands for no gate."""
 
@@ -142,6 +156,7 @@ class FeaturePack(_Strict):
     """Which questions, which command, which seed: what somebody needs to make the pack again. `prompts` holds the
     questions' hashes (`rollout.prompt_hashes`)."""
     validation: PackValidation | None = None
+    rephrasing: PackRephrasing | None = None
     reported: ReportedFigures | None = None
     metadata: Metadata = {}
 
@@ -158,6 +173,10 @@ class FeaturePack(_Strict):
     def feature_ids(self) -> list[int]:
         """Ids in the pack's order."""
         return [feature.id for feature in self.features]
+
+    def with_features(self, name: str, features: list[PackFeature]) -> FeaturePack:
+        """A pack with other features, of which nothing has been measured yet."""
+        return self.model_copy(update={"name": name, "features": features, "validation": None, "rephrasing": None})
 
     @property
     def spec_hash(self) -> str:
@@ -185,12 +204,21 @@ class FeaturePack(_Strict):
         return found is not None and found.verdict == "pass" and found.spec_hash == self.spec_hash
 
     @property
+    def rephrased(self) -> str | None:
+        """Whether exactly this reward's signal survives another wording; None if that was not measured."""
+        found = self.rephrasing
+        return found.verdict if found is not None and found.spec_hash == self.spec_hash else None
+
+    @property
     def status(self) -> str:
-        """What is known of the pack, in a few words: our verdict, else its authors' claim, else that there is none."""
+        """What is known of the pack, in a few words: our verdict, else its authors' claim, else that there is none; and
+        whether it survives another wording, where that was measured."""
         if self.validation is not None:
             of_another = "" if self.validation.spec_hash == self.spec_hash else " of another reward (spec_hash differs)"
-            return f"gate 1: {self.validation.verdict}{of_another}"
-        return "gate 1: not run" if self.reported is None else self.reported.status
+            gate = f"gate 1: {self.validation.verdict}{of_another}"
+        else:
+            gate = "gate 1: not run" if self.reported is None else self.reported.status
+        return gate if self.rephrased is None else f"{gate}; in other words: {self.rephrased}"
 
 
 def spec_hash(

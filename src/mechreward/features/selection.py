@@ -151,7 +151,7 @@ def random_packs(
             at_least = feature.activation_threshold / feature.scale * scale
             features.append(PackFeature(id=drawn, weight=feature.weight, scale=scale, activation_threshold=at_least))
             left = left.drop(index=drawn)
-        packs.append(pack.model_copy(update={"name": f"random-{index}", "features": features, "validation": None}))
+        packs.append(pack.with_features(f"random-{index}", features))
     return packs
 
 

@@ -17,7 +17,7 @@ from mechreward.gates.baselines import (
 from mechreward.gates.correlations import others_mean, partial_spearman, plain_correlation
 from mechreward.gates.crossed import Crossed, crossed_interval, hierarchical_bootstrap, seeds_needed, student_interval
 from mechreward.gates.evidence import Correlations, Evidence, compare, judge_held_out, judge_scores
-from mechreward.gates.gate1 import Gate1Result, check_held_out, gate1
+from mechreward.gates.gate1 import Gate1Result, check_held_out, check_rephrased, gate1
 from mechreward.gates.gate2 import (
     ArmRun,
     Comparison,
@@ -103,6 +103,7 @@ __all__ = [
     "auroc_statistic",
     "bag_of_words",
     "check_held_out",
+    "check_rephrased",
     "cluster_bootstrap",
     "compare",
     "gate1",

@@ -107,11 +107,13 @@ def gate1(
     Args:
         table: the contrast the pack was built from; random packs are matched to its firing frequencies. Without it
             there is no random baseline.
+        thresholds: what decides; with `rephrased`, the pack has to carry what `mechreward eval --fuzz` found of it.
         draws: bootstrap resamples, and label shuffles.
 
     Raises:
         InputError: if a response has no tokens, no verdict or no log-probabilities, the pack was found on one of the
-            questions, the reward does not fit the model, or a residual or score is not finite.
+            questions or was not tried in other words though it has to survive them, the reward does not fit the
+            model, or a residual or score is not finite.
     """
     check_responses(responses)
     if not responses:
@@ -120,6 +122,8 @@ def gate1(
     check_held_out(reward.pack, (response.prompt_ids for response in responses))
     reward.check_model(loaded.model)
     bars = thresholds or Thresholds()
+    if bars.rephrased:
+        check_rephrased(reward.pack)
     if not mixed_questions(responses):
         return _result(reward, responses, nothing_mixed(responses, bars), bars, draws, seed)
     randoms = random_packs(reward.pack, table, n_random, seed=seed) if table is not None and n_random else []
@@ -157,6 +161,17 @@ def check_held_out(pack: FeaturePack, prompts: Iterable[Sequence[int]]) -> None:
         )
 
 
+def check_rephrased(pack: FeaturePack) -> None:
+    """Raises:
+    InputError: if nobody has measured whether exactly this reward survives another wording.
+    """
+    if pack.rephrased is None:
+        raise InputError(
+            f"rephrased: whether pack {pack.name} survives another wording was not measured; run mechreward eval "
+            "--fuzz --pack, and judge the pack.json that it writes"
+        )
+
+
 def _noise(
     reward: FeatureReward, responses: Sequence[Response], loaded: LoadedModel, seed: int
 ) -> tuple[SAE, FeaturePack] | None:
@@ -185,6 +200,8 @@ def _result(
     attacks: Attacks | None = None,
 ) -> Gate1Result:
     decided = with_attacks(found.judgement, attacks)
+    if bars.rephrased:
+        decided = with_rephrasing(decided, reward.pack)
     return Gate1Result(
         verdict=decided.verdict,
         reason=decided.reason,
@@ -209,6 +226,16 @@ def with_attacks(found: Judgement, attacks: Attacks | None) -> Judgement:
     if attacks is None or not attacks.reason:
         return found
     return Judgement("fail", f"{found.reason}; {attacks.reason}" if found.verdict == "fail" else attacks.reason)
+
+
+def with_rephrasing(found: Judgement, pack: FeaturePack) -> Judgement:
+    """A pack whose signal another wording takes fails; one of which that is not known cannot pass."""
+    if pack.rephrased == "survives":
+        return found
+    reason = f"in other words the pack's signal is: {pack.rephrased}"
+    if pack.rephrased == "brittle":
+        return Judgement("fail", f"{found.reason}; {reason}" if found.verdict == "fail" else reason)
+    return Judgement("inconclusive", reason) if found.verdict == "pass" else found
 
 
 def _row_dict(row: ScoreRow) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Thresholds:
     min_mixed: int = 20
     """Fewest questions with right and wrong answers for any verdict but inconclusive: over less a bootstrap is too
     narrow."""
+    rephrased: bool = False
+    """Whether the signal has to survive another wording (`gates.judge_signal`); a brittle pack then fails."""
     detectable: float = 0.60
     """A score that cannot be told from chance (p > .05) fails where the questions had 90 % power to show this much."""
 

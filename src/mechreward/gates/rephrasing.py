@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from typing import Any, Literal
 
 import numpy as np
 
 from mechreward.errors import InputError
+from mechreward.features import PackRephrasing
 from mechreward.gates.statistics import (
     Array,
     Interval,
@@ -57,6 +58,18 @@ class Signal:
     variations: Interval
     kept: Interval
     verdict: Literal["survives", "brittle", "inconclusive", "no signal"]
+
+    def mark(self, spec_hash: str, answers: Sequence[FamilyAnswer]) -> PackRephrasing:
+        """What goes into the pack whose reward has this `spec_hash`; `answers` are those that were judged."""
+        kept, known = self.kept, self.verdict != "no signal" and isfinite(self.kept.value)
+        return PackRephrasing(
+            spec_hash=spec_hash,
+            verdict=self.verdict,
+            kept=kept.value if known else None,
+            interval=(kept.low, kept.high) if known and isfinite(kept.low) and isfinite(kept.high) else None,
+            kinds=sorted({answer.kind for answer in answers} - {ORIGINAL}),
+            n_families=len({answer.family for answer in answers}),
+        )
 
 
 def accuracies(answers: Sequence[FamilyAnswer]) -> dict[str, dict[str, Any]]:

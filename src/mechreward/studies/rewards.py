@@ -184,7 +184,7 @@ def shuffled_pack(pack: FeaturePack, seed: int) -> FeaturePack:
         feature.model_copy(update={"weight": -feature.weight if place in turned else feature.weight})
         for place, feature in enumerate(pack.features)
     ]
-    return pack.model_copy(update={"name": "shuffled-signs", "features": features, "validation": None})
+    return pack.with_features("shuffled-signs", features)
 
 
 def failed_pack(found: FeatureReward, responses: Sequence[Response], loaded: LoadedModel, seed: int) -> FeaturePack:
@@ -197,7 +197,7 @@ def failed_pack(found: FeatureReward, responses: Sequence[Response], loaded: Loa
     top = frame.loc[frame["effect"].abs().nlargest(n).index]
     rows = zip(top["id"], top["effect"], top["scale"], strict=True)
     features = [PackFeature(id=int(i), weight=float(np.sign(e)) / n, scale=float(s)) for i, e, s in rows]
-    return found.pack.model_copy(update={"name": "shuffled-labels", "features": features, "validation": None})
+    return found.pack.with_features("shuffled-labels", features)
 
 
 def probe_reward(found: FeatureReward, responses: Sequence[Response], loaded: LoadedModel) -> FeatureReward:
