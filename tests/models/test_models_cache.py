@@ -77,6 +77,15 @@ def test_a_token_is_copied_a_logarithmic_number_of_times() -> None:
     assert sorted(rooms) == [2, 6, 14, 30, 62, 126, 254, 510, 1022]
 
 
+def test_no_room_is_made_beyond_the_longest() -> None:
+    layer = _RoomyLayer(10)
+    rooms = []
+    for _ in range(12):
+        layer.update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+        rooms.append(layer.value_room.shape[2])
+    assert rooms == [2, 2, 6, 6, 6, 6, 10, 10, 10, 10, 11, 12]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forwards_are_those_with_a_growing_cache(family: str, tiny_model) -> None:
     model = tiny_model(family)

@@ -109,7 +109,9 @@ def test_every_cache_draws_the_tokens_of_transformers_own(
 
         monkeypatch.setattr(type(model), "_prepare_static_cache", spy)
         monkeypatch.setattr(
-            generation, "roomy_cache", lambda model, roomy=roomy: roomy.append(roomy_cache(model)) or roomy[-1]
+            generation,
+            "roomy_cache",
+            lambda model, longest, roomy=roomy: roomy.append(roomy_cache(model, longest)) or roomy[-1],
         )
         torch.manual_seed(3)
         out = score(trainer)
@@ -117,6 +119,7 @@ def test_every_cache_draws_the_tokens_of_transformers_own(
         assert static == ([64 + 7 - 1] if kind == "static" else [])
         longest = out["completion_ids"].shape[1]
         assert [cache.get_seq_length() for cache in roomy] == ([5 + longest - 1] if kind == "roomy" else [])
+        assert {x.longest for cache in roomy for x in cache.layers if hasattr(x, "key_room")} <= {5 + 7}
         assert "generate" not in vars(trainer.model)
         seen[kind, "generation_kwargs" in config] = out["completion_ids"]
         monkeypatch.undo()

@@ -16,23 +16,32 @@ from transformers.cache_utils import DynamicLayer
 from mechreward.models.blocks import text_config
 
 
-def roomy_cache(model: nn.Module) -> DynamicCache:
+def roomy_cache(model: nn.Module, longest: int | None = None) -> DynamicCache:
     """An empty cache for `generate` or a forward of this model, whose full-attention layers keep room for more tokens.
 
-    Its answers are those of `DynamicCache`, of which layers of other kinds (sliding, linear) are kept as they are.
+    Its answers are those of `DynamicCache`, of which layers of other kinds (sliding, linear) are kept as they are. It
+    takes at most twice the memory.
+
+    Args:
+        longest: tokens a row that will not be exceeded, where that is known: no room is made beyond.
     """
     cache = DynamicCache(config=text_config(model))
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_RoomyLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class _RoomyLayer(DynamicLayer):
-    """`keys` and `values` are the first tokens of tensors that are twice as long when they have to be made anew."""
+    """`keys` and `values` are the first tokens of tensors that are twice as long when they have to be made anew, up to
+    `longest`."""
 
     keys: Tensor
     values: Tensor
     key_room: Tensor
     value_room: Tensor
+
+    def __init__(self, longest: int | None = None) -> None:
+        super().__init__()
+        self.longest = longest
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -42,20 +51,20 @@ class _RoomyLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.key_room = _append(self.keys, self.key_room, key_states)
-        self.values, self.value_room = _append(self.values, self.value_room, value_states)
+        self.keys, self.key_room = self._append(self.keys, self.key_room, key_states)
+        self.values, self.value_room = self._append(self.values, self.value_room, value_states)
         return self.keys, self.values
 
-
-def _append(
-    held: Float[Tensor, "b h s d"], room: Float[Tensor, "rows h r d"], new: Float[Tensor, "b h n d"]
-) -> tuple[Tensor, Tensor]:
-    """What is held with `new` after it, and the tensor that both are in."""
-    start, end = held.shape[2], held.shape[2] + new.shape[2]
-    # Beam search, cropping and selecting rows put other tensors in the place of what was written here.
-    elsewhere = held.data_ptr() != room.data_ptr() or held.shape[0] != room.shape[0]
-    if elsewhere or end > room.shape[2]:
-        room = new.new_empty(*new.shape[:2], 2 * end, new.shape[3])
-        room[:, :, :start] = held
-    room[:, :, start:end] = new
-    return room[:, :, :end], room
+    def _append(
+        self, held: Float[Tensor, "b h s d"], room: Float[Tensor, "rows h r d"], new: Float[Tensor, "b h n d"]
+    ) -> tuple[Tensor, Tensor]:
+        """What is held with `new` after it, and the tensor that both are in."""
+        start, end = held.shape[2], held.shape[2] + new.shape[2]
+        # Beam search, cropping and selecting rows put other tensors in the place of what was written here.
+        elsewhere = held.data_ptr() != room.data_ptr() or held.shape[0] != room.shape[0]
+        if elsewhere or end > room.shape[2]:
+            length = 2 * end if self.longest is None else max(end, min(2 * end, self.longest))
+            room = new.new_empty(*new.shape[:2], length, new.shape[3])
+            room[:, :, :start] = held
+        room[:, :, start:end] = new
+        return room[:, :, :end], room

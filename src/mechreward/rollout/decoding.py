@@ -80,7 +80,7 @@ def extend(model: PreTrainedModel, rows: Sequence[Row], plan: Plan, streamer: Ba
             input_ids=ids_BS,
             attention_mask=seen_BS,
             generation_config=plan.generation_config(new_tokens),
-            past_key_values=roomy_cache(model),
+            past_key_values=roomy_cache(model, width + new_tokens),
             logits_processor=LogitsProcessorList([logprobs]),
             stopping_criteria=StoppingCriteriaList([_EnoughEnded(rows, plan, width, model.device)]),
             streamer=streamer,

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from trl import GRPOConfig
 
@@ -55,11 +56,12 @@ def decoding_cache(
 
 @contextmanager
 def decode_with_room(model: Any) -> Iterator[None]:
-    """Gives every `generate` of the model inside it a roomy cache."""
+    """Gives every `generate` of the model inside it, called as TRL does, a roomy cache."""
     theirs = model.generate
 
-    def generate(*args: Any, **named: Any) -> Any:
-        return theirs(*args, past_key_values=roomy_cache(model), **named)
+    def generate(*, input_ids: Tensor, generation_config: GenerationConfig, **named: Any) -> Any:
+        cache = roomy_cache(model, input_ids.shape[1] + generation_config.max_new_tokens)
+        return theirs(input_ids=input_ids, generation_config=generation_config, past_key_values=cache, **named)
 
     model.generate = generate
     try:
