@@ -141,11 +141,12 @@ def _reworded(settings: EvalSettings, questions: list[Question]) -> tuple[list[V
 def _examiner(settings: EvalSettings) -> Examiner:
     from mechreward.chains import EndpointExaminer, LocalExaminer
     from mechreward.models import load_model
+    from mechreward.tiny import model_path
 
     assert settings.examiner is not None
     if settings.examiner_model is not None:
         return EndpointExaminer(settings.examiner, settings.examiner_model, key=os.environ.get("OPENAI_API_KEY"))
-    loaded = load_model(settings.examiner, dtype=settings.dtype, device=settings.device)
+    loaded = load_model(model_path(settings.examiner), dtype=settings.dtype, device=settings.device)
     return LocalExaminer(loaded, chat=loaded.tokenizer.chat_template is not None)
 
 
