@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from mechreward.errors import InputError
-from mechreward.features import ContrastTable, NoFeatures, build_pack, random_packs
+from mechreward.features import (
+    ContrastTable,
+    NoFeatures,
+    PackRephrasing,
+    PackValidation,
+    build_pack,
+    random_packs,
+)
 from mechreward.sae import SAE, SAEMeta
 
 
@@ -86,7 +93,17 @@ def test_random_packs_match_frequency_and_know_no_labels() -> None:
     columns = {"support": support.tolist(), "scale": scale.tolist()}
     table = make_table(effects.tolist(), significant.tolist(), [1.0] * n, **columns)
     pack = build_pack(table, make_sae(n), name="p", model_name="m")
-    packs = random_packs(pack, table, 50, seed=1, nearest=6)
+    measured = {
+        "validation": PackValidation(
+            spec_hash=pack.spec_hash, verdict="pass", within_auroc=0.7, interval=(0.6, 0.8), n_questions=9
+        ),
+        "rephrasing": PackRephrasing(
+            spec_hash=pack.spec_hash, verdict="survives", kept=1.0, interval=(0.9, 1.1), kinds=["names"], n_families=9
+        ),
+    }
+    packs = random_packs(pack.model_copy(update=measured), table, 50, seed=1, nearest=6)
+    # What was measured was measured of other features.
+    assert {(p.validation, p.rephrasing) for p in packs} == {(None, None)}
     drawn = np.array([p.feature_ids() for p in packs])
     assert [f.weight for f in packs[0].features] == [f.weight for f in pack.features]
     assert all(f.scale == f.id + 1 for p in packs for f in p.features)

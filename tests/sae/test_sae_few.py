@@ -100,6 +100,30 @@ def test_the_long_road_is_for_what_is_open(
         assert (acts > 0).tolist() == [kth < other, other < kth]
 
 
+def test_the_bar_is_that_of_the_largest_residual(
+    random_sae: Callable[..., SAE], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = random_sae("topk", apply_b_dec_to_input=False)
+    h = torch.randn(2, D, generator=torch.Generator().manual_seed(5))
+    h[1] *= 1e5
+    # Two features of one direction, at the second row's k-th place, apart by less than that row's rounding.
+    margins = sae._encoder.margin(h)[:, 0]
+    W_DF, b_F = sae.W_enc_DF.clone(), sae.b_enc_F.clone()
+    pre_F = sae._encoder.affine(h[1:])[0]
+    kth, other = int(pre_F.argsort(descending=True)[2]), int(pre_F.argsort()[0])
+    gap = float(margins[1])
+    assert gap > 10 * float(margins[0])
+    W_DF[:, other], b_F[other] = W_DF[:, kth], b_F[kth] - gap
+    encoded = []
+    keep = Encoder._keep_topk
+    monkeypatch.setattr(Encoder, "_keep_topk", lambda self, x_ND: encoded.append(len(x_ND)) or keep(self, x_ND))
+    reader = replace(sae, W_enc_DF=W_DF, b_enc_F=b_F).reader([kth, other])
+    for order in ([0, 1], [1, 0]):
+        encoded.clear()
+        reader(h[order])
+        assert encoded == [2]
+
+
 def test_fewer_than_k_above_zero(random_sae: Callable[..., SAE]) -> None:
     sae = random_sae("topk", k=8)
     sae = replace(sae, b_enc_F=sae.b_enc_F - 4.0)
