@@ -36,6 +36,15 @@ def counted_reader(sae: SAE, ids: list[int]) -> tuple[FewReader, Counted]:
     return replace(sae.reader(ids), read=counted), counted
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each full encoding by a TopK encoder got."""
+    rows: list[int] = []
+    keep = Encoder._keep_topk
+    monkeypatch.setattr(Encoder, "_keep_topk", lambda self, x_ND: rows.append(len(x_ND)) or keep(self, x_ND))
+    return rows
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     architecture=st.sampled_from(["topk", "topk", "topk", "relu", "jumprelu", "gated"]),
@@ -74,11 +83,8 @@ def test_reads_as_encoded(
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated"])
 def test_the_long_road_is_for_what_is_open(
-    random_sae: Callable[..., SAE], architecture: str, monkeypatch: pytest.MonkeyPatch
+    random_sae: Callable[..., SAE], architecture: str, encoded: list[int]
 ) -> None:
-    encoded = []
-    keep = Encoder._keep_topk
-    monkeypatch.setattr(Encoder, "_keep_topk", lambda self, x_ND: encoded.append(len(x_ND)) or keep(self, x_ND))
     sae, ids = random_sae(architecture), [3, 7, 7, 11]
     h = torch.randn(20, D, generator=torch.Generator().manual_seed(5))
     reader, counted = counted_reader(sae, ids)
@@ -100,9 +106,7 @@ def test_the_long_road_is_for_what_is_open(
         assert (acts > 0).tolist() == [kth < other, other < kth]
 
 
-def test_the_bar_is_that_of_the_largest_residual(
-    random_sae: Callable[..., SAE], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bar_is_that_of_the_largest_residual(random_sae: Callable[..., SAE], encoded: list[int]) -> None:
     sae = random_sae("topk", apply_b_dec_to_input=False)
     h = torch.randn(2, D, generator=torch.Generator().manual_seed(5))
     h[1] *= 1e5
@@ -114,9 +118,6 @@ def test_the_bar_is_that_of_the_largest_residual(
     gap = float(margins[1])
     assert gap > 10 * float(margins[0])
     W_DF[:, other], b_F[other] = W_DF[:, kth], b_F[kth] - gap
-    encoded = []
-    keep = Encoder._keep_topk
-    monkeypatch.setattr(Encoder, "_keep_topk", lambda self, x_ND: encoded.append(len(x_ND)) or keep(self, x_ND))
     reader = replace(sae, W_enc_DF=W_DF, b_enc_F=b_F).reader([kth, other])
     for order in ([0, 1], [1, 0]):
         encoded.clear()

@@ -163,6 +163,17 @@ def test_the_cache_follows_the_widest_prompt_of_a_batch(
         assert trainer.generation_config.max_cache_len == wanted + 7 - 1
 
 
+def test_without_a_limit_the_cache_has_none(tiny_llama, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(generation, "roomy_cache", lambda _model, longest: made.append(longest))
+    model = copy.copy(tiny_llama)
+    model.__dict__["generate"] = lambda **_: None
+    with generation.decode_with_room(model):
+        for config in (GenerationConfig(max_new_tokens=7), GenerationConfig()):
+            model.generate(input_ids=torch.zeros(2, 5, dtype=torch.long), generation_config=config)
+    assert made == [5 + 7, None]
+
+
 def test_generate_is_the_models_own_again_after_an_error(tiny_llama) -> None:
     with pytest.raises(RuntimeError, match="broke off"), generation.decode_with_room(tiny_llama):
         assert "generate" in vars(tiny_llama)

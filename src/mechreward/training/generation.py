@@ -60,7 +60,8 @@ def decode_with_room(model: Any) -> Iterator[None]:
     theirs = model.generate
 
     def generate(*, input_ids: Tensor, generation_config: GenerationConfig, **named: Any) -> Any:
-        cache = roomy_cache(model, input_ids.shape[1] + generation_config.max_new_tokens)
+        new_tokens = generation_config.max_new_tokens  # None where `max_completion_length` is
+        cache = roomy_cache(model, None if new_tokens is None else input_ids.shape[1] + new_tokens)
         return theirs(input_ids=input_ids, generation_config=generation_config, past_key_values=cache, **named)
 
     model.generate = generate
