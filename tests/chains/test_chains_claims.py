@@ -114,6 +114,17 @@ def test_skipped_requests_are_counted_and_nothing_is_lost(tmp_path: Path) -> Non
     assert len(examine(other, requests, patience=ONCE, path=path).claims) == len(other.asked) == 4
 
 
+def test_an_examiner_that_is_down_is_not_waited_for_at_every_request() -> None:
+    waits: list[float] = []
+    requests = [Request("verdict", f"r/{i}", f"ask {i}") for i in range(10)]
+    told = "VERDICT: right"
+    # Five requests of two tries; two of one; an answer, after which there is patience again.
+    examiner = Scripted([*[None] * 10, None, None, told, None, told, None, None])
+    found = examine(examiner, requests, patience=Patience(tries=2, wait=3.0, sleep=waits.append))
+    assert [claim is not None for claim in found.claims] == [*[False] * 7, True, True, False]
+    assert waits == [3.0] * 7 and len(examiner.asked) == 17 and len(found.skipped) == 8
+
+
 def test_what_came_before_a_refusal_is_kept(tmp_path: Path) -> None:
     class Refusing(Scripted):
         def ask(self, prompt: str) -> str:

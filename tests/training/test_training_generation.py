@@ -33,6 +33,7 @@ def test_static_on_cuda_roomy_elsewhere_and_none_where_something_was_chosen(tmp_
     assert decoding_cache(arguments(tmp_path), llama, torch.device("mps"), **FITS) == "roomy"
     for change in ({"one_turn": False}, {"sharded": True}):
         assert decoding_cache(arguments(tmp_path), llama, CUDA, **{**FITS, **change}) == "roomy"
+    assert decoding_cache(arguments(tmp_path, max_completion_length=None), llama, CUDA, **FITS) == "roomy"
     not_compiled = copy.deepcopy(llama)
     not_compiled._can_compile_fullgraph = False
     assert decoding_cache(arguments(tmp_path), not_compiled, CUDA, **FITS) == "roomy"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -32,6 +33,8 @@ from mechreward.errors import InputError
 from mechreward.files import append_row, make_folder, sha256_bytes
 
 Kind = Literal["verdict", "clarify", "expansion", "paraphrase", "feature"]
+DOWN = 5
+"""Requests skipped one after another after which an examiner counts as down."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ def examine(
 ) -> Examined:
     """Asks each request in turn; one that gets no usable answer is skipped and counted.
 
+    After `DOWN` skipped in a row the examiner counts as down: each further request is tried once, without waiting,
+    until one is answered.
+
     Args:
         path: a JSON Lines file that claims are added to as they come, and read from: what it holds (the same kind,
             subject, model and prompt) is not asked again.
@@ -101,26 +107,31 @@ def examine(
     Raises:
         InputError: if two requests have one kind and subject, or the examiner refuses for good; as `load_claims`.
     """
-    keys = [(request.kind, request.subject) for request in requests]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
+    times = Counter((request.kind, request.subject) for request in requests)
+    twice = next((key for key, count in times.items() if count > 1), None)
     if twice is not None:
         raise InputError(f"requests: {twice[0]} of {twice[1]!r} is asked twice; each subject may come once a kind")
+    patience = patience or Patience()
     told = [] if path is None else load_claims(path)
     known = {(claim.kind, claim.subject, claim.model, claim.asked): claim for claim in told}
     claims: list[Claim | None] = []
     skipped: dict[str, str] = {}
+    in_a_row = 0
     for request in requests:
         asked = sha256_bytes(request.prompt.encode())
         before = known.get((request.kind, request.subject, examiner.name, asked))
         if before is not None:
             claims.append(before)
             continue
+        given = patience if in_a_row < DOWN else replace(patience, tries=1)
         try:
-            text = (patience or Patience()).ask(examiner, request.prompt, READERS[request.kind])
+            text = given.ask(examiner, request.prompt, READERS[request.kind])
         except ExaminerError as error:
             skipped[request.subject] = str(error)
             claims.append(None)
+            in_a_row += 1
             continue
+        in_a_row = 0
         claim = Claim(request.kind, request.subject, text, examiner.name, asked=asked)
         claims.append(claim)
         if path is not None:

@@ -88,8 +88,7 @@ def reword(
         if claim is None:
             continue
         if claim.checked:
-            reworded = replace(question, id=f"{question.id}~examiner-0", prompt=claim.text)
-            made.append(Variation(question.id, "examiner", reworded))
+            made.append(Variation.make(question, "examiner", 0, prompt=claim.text))
         else:
             left_out[question.id] = "other numbers, or the same words"
     return made, left_out

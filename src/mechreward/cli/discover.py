@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import answers, sae_source
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError, named
 from mechreward.files import make_folder, write_json
 
@@ -81,7 +81,7 @@ def discover(arguments: list[str], prog: str) -> int:
     )
     passed = _save_pack(settings, loaded, sae, table)
     for name in ("features.parquet", "discovery.json", *(("pack.json",) if passed else ())):
-        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+        print_path("wrote", settings.out / name)
     return 0 if passed else 1
 
 
@@ -170,7 +170,7 @@ def _save_pack(settings: DiscoverSettings, loaded: LoadedModel, sae: SAE, table:
         )
     except NoFeatures as nothing:
         (settings.out / "pack.json").unlink(missing_ok=True)
-        console.print(f"no pack: {nothing}", soft_wrap=True)
+        console.print(f"no pack: {nothing}", markup=False, soft_wrap=True)
         return False
     save_pack(pack, settings.out / "pack.json")
     return True

@@ -6,12 +6,11 @@ import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
@@ -72,7 +71,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     write_json(settings.out / "eval.json", _finite(found))
     _show(found)
     for name in ("eval.json", "responses.parquet", *(["pack.json"] if reward is not None else [])):
-        console.print(f"wrote [bold]{escape(str(settings.out / name))}[/]", soft_wrap=True)
+        print_path("wrote", settings.out / name)
     return 1 if reward is not None and found["signal"]["verdict"] == "brittle" else 0
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import console
+from mechreward.cli.terminal import console, print_path
 from mechreward.errors import InputError
 from mechreward.files import atomic_path
 
@@ -99,4 +99,4 @@ def _write(path: Path, found: list[FeatureContexts]) -> None:
     body = "\n".join(contexts._repr_html_() for contexts in found)
     with atomic_path(path) as temporary:
         temporary.write_text(f'<!doctype html>\n<meta charset="utf-8">\n<title>features</title>\n{body}\n')
-    console.print(f"wrote [bold]{path}[/]", soft_wrap=True)
+    print_path("wrote", path)

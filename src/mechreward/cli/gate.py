@@ -11,7 +11,7 @@ from rich.table import Table
 from mechreward.cli.asking import answers
 from mechreward.cli.gate_study import gate_study, gate_survival
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
@@ -89,7 +89,7 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     write_json(settings.out / "gate1.json", result.to_dict())
     save_pack(reward.pack.model_copy(update={"validation": result.validation()}), settings.out / "pack.json")
     for name in ("gate1.json", "pack.json"):
-        console.print(f"wrote [bold]{settings.out / name}[/]", soft_wrap=True)
+        print_path("wrote", settings.out / name)
     return 0 if result.passed else 1
 
 
@@ -129,7 +129,7 @@ def _show(result: Gate1Result) -> None:
             mark = "[bold red] reaches the right answers[/]" if attack.reaches else ""
             console.print(f"  {attack.name} {attack.median:.3g} {escape(attack.tokens)}{mark}", soft_wrap=True)
         for name, why in result.attacks.left_out.items():
-            console.print(f"  {name} left out: {why}", soft_wrap=True)
+            console.print(f"  {name} left out: {why}", markup=False, soft_wrap=True)
     console.print(f"[bold]Gate 1: {result.verdict}[/] {escape(result.reason)}", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_heading, print_path
 from mechreward.errors import InputError, named
 from mechreward.files import make_folder, read_json, write_json
 from mechreward.settings import Settings, Share, make_settings
@@ -62,7 +62,7 @@ def gate_survival(arguments: list[str], prog: str) -> int:
     console.print(f"[bold]Gate 3 of {found.judged}: {found.verdict}[/] {escape(found.reason)}", soft_wrap=True)
     path = make_folder(settings.out or settings.study) / "gate3.json"
     write_json(path, found.to_dict())
-    console.print(f"wrote [bold]{path}[/]", soft_wrap=True)
+    print_path("wrote", path)
     return 0 if found.passed else 1
 
 
@@ -81,7 +81,7 @@ def gate_study(arguments: list[str], prog: str) -> int:
     verdict = gate2(results, bars)
     _show(verdict)
     write_json(out / "gate2.json", verdict.to_dict())
-    console.print(f"wrote [bold]{out / 'gate2.json'}[/]", soft_wrap=True)
+    print_path("wrote", out / "gate2.json")
     return 0 if verdict.passed else 1
 
 
@@ -104,9 +104,9 @@ def _run(arguments: Sequence[str], prog: str) -> tuple[StudyResults, Path]:
 
     config = parse_settings(StudyConfig, list(arguments), prog)
     many = f"{len(config.arms)} arms x {len(config.seeds)} seeds"
-    console.print(f"[bold]mechreward[/] study of {many} on {config.questions} [dim]-> {config.out}[/]", soft_wrap=True)
+    print_heading(f"study of {many} on {config.questions}", config.out)
     results = run_study(config, RichProgress())
-    console.print(f"wrote [bold]{config.out / 'results.json'}[/]", soft_wrap=True)
+    print_path("wrote", config.out / "results.json")
     return results, config.out
 
 

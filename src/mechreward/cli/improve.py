@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_heading, print_path
 from mechreward.config import ImproveConfig
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
     from mechreward.pipeline import improve as run
 
     config = parse_settings(ImproveConfig, arguments, prog, preset)
-    console.print(f"[bold]mechreward[/] {config.model} on {config.questions} [dim]-> {config.out}[/]")
+    print_heading(f"{config.model} on {config.questions}", config.out)
     return _tell(run(config, RichProgress()))
 
 
 def _tell(outcome: Outcome) -> int:
-    console.print(outcome.verdict, soft_wrap=True)
-    console.print(f"report: [bold]{outcome.report}[/]", soft_wrap=True)
+    console.print(outcome.verdict, markup=False, soft_wrap=True)
+    print_path("report:", outcome.report)
     return 0 if outcome.passed else 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 from rich.table import Table
 
-from mechreward.cli.terminal import console
+from mechreward.cli.terminal import console, print_path
 
 EXTRAS = {"sae-lens": "sae", "gguf": "gguf", "reasoning-gym": "tasks"}
 
@@ -17,7 +17,7 @@ def report(run: tyro.conf.Positional[Path]) -> int:
     """Writes report.html of a run directory anew."""
     from mechreward.report import write_report
 
-    console.print(f"report: [bold]{write_report(run)}[/]", soft_wrap=True)
+    print_path("report:", write_report(run))
     return 0
 
 

@@ -59,7 +59,7 @@ def validate(packs: tyro.conf.Positional[list[str]], sae: str | None = None, rep
         wanting += bool(findings)
         verdict = "not acceptable" if findings else "acceptable"
         what = f"{len(pack.features)} features, spec {pack.spec_hash[:12]}, {pack.status}"
-        console.print(f"{name}: {verdict}, {what}", soft_wrap=True)
+        console.print(f"{name}: {verdict}, {what}", markup=False, soft_wrap=True)
         for finding in findings:
             console.print(f"  {escape(finding)}", soft_wrap=True)
     return 1 if wanting else 0

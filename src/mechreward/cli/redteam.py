@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.redteam_settings import AttackSettings, RedTeamSettings, RunSettings
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import write_json
 
@@ -32,7 +32,7 @@ def redteam(arguments: list[str], prog: str) -> int:
     results = _attack(targets, settings)
     _show(results)
     write_json(out, {name: result.to_dict() for name, result in results.items()})
-    console.print(f"numbers: [bold]{out}[/]", soft_wrap=True)
+    print_path("numbers:", out)
     worst = max(result.reward.hack_rate or 0.0 for result in results.values())
     return 1 if worst > settings.highest else 0
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import answers
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
@@ -41,7 +41,7 @@ def layers(arguments: list[str], prog: str) -> int:
     _show(sweep)
     if settings.out is not None:
         write_json(settings.out, sweep.to_dict())
-        console.print(f"numbers: [bold]{settings.out}[/]", soft_wrap=True)
+        print_path("numbers:", settings.out)
     return 0
 
 
@@ -63,7 +63,7 @@ def _show(sweep: LayerSweep) -> None:
     for row in sweep.baselines:
         baselines.add_row(row.name, _cell(row.within))
     console.print(baselines)
-    console.print(sweep.verdict, soft_wrap=True)
+    console.print(sweep.verdict, markup=False, soft_wrap=True)
 
 
 def _cell(interval: Interval) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import bars, console
+from mechreward.cli.terminal import bars, console, print_heading, print_path
 
 if TYPE_CHECKING:
     from mechreward.sae.recipe import SAERecipe
@@ -18,9 +18,7 @@ def train(arguments: list[str], prog: str) -> int:
     from mechreward.sae.recipe import SAERecipe
 
     recipe = parse_settings(SAERecipe, arguments, prog)
-    console.print(
-        f"[bold]mechreward[/] SAE of {recipe.model}, block {recipe.layer} [dim]-> {recipe.out}[/]", soft_wrap=True
-    )
+    print_heading(f"SAE of {recipe.model}, block {recipe.layer}", recipe.out)
     _tell(recipe, _run(recipe))
     return 0
 
@@ -49,7 +47,5 @@ def _tell(recipe: SAERecipe, trained: TrainedSAE) -> None:
         f"{trained.dead_share:.1%} dead, on {trained.n_held_out:,} held-out tokens",
         soft_wrap=True,
     )
-    console.print(
-        f"SAE: [bold]{recipe.out}[/] (cfg.json, sae_weights.safetensors, sparsity.safetensors)", soft_wrap=True
-    )
-    console.print(f"metrics: [bold]{recipe.out / 'metrics.jsonl'}[/]", soft_wrap=True)
+    print_path("SAE (cfg.json, sae_weights.safetensors, sparsity.safetensors):", recipe.out)
+    print_path("metrics:", recipe.out / "metrics.jsonl")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def sweep(arguments: list[str], prog: str) -> int:
     _show(curve)
     if settings.out is not None:
         write_json(settings.out, {"knee": curve.knee, "points": curve.rows()})
-        console.print(f"curve: [bold]{escape(str(settings.out))}[/]", soft_wrap=True)
+        print_path("curve:", settings.out)
     return 1 if curve.knee is None else 0
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
-from mechreward.cli.terminal import RichProgress, console
+from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
@@ -71,7 +70,7 @@ def repair(arguments: list[str], prog: str) -> int:
     write_json(out / "repair.json", {"settings": settings.model_dump(mode="json")} | found)
     _show(found)
     for name in ("repairs.parquet", "repair.json"):
-        console.print(f"wrote [bold]{escape(str(out / name))}[/]", soft_wrap=True)
+        print_path("wrote", out / name)
     return 0 if repairs else 1
 
 

@@ -5,11 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 console = Console(highlight=False)
+
+
+def print_heading(what: str, out: Path) -> None:
+    """What is being done, and the folder that it fills."""
+    console.print(f"[bold]mechreward[/] {escape(what)} [dim]-> {escape(str(out))}[/]", soft_wrap=True)
+
+
+def print_path(what: str, path: Path) -> None:
+    """Where a result lies, on one line that can be copied."""
+    console.print(f"{what} [bold]{escape(str(path))}[/]", soft_wrap=True)
 
 
 class RichProgress:

@@ -40,6 +40,11 @@ class Variation:
     question: Question
     """Its id is the original's, `~`, the kind and a number: never that of a question that was there before."""
 
+    @classmethod
+    def make(cls, original: Question, kind: str, index: int, **changed: str) -> Variation:
+        """The original with some fields changed, as the `index`-th of its kind."""
+        return cls(original.id, kind, replace(original, id=f"{original.id}~{kind}-{index}", **changed))
+
 
 @dataclass(frozen=True)
 class Story:
@@ -119,14 +124,13 @@ def fuzz(questions: Sequence[Question], kinds: Sequence[str], n: int = 1, seed: 
 
 def _variation(question: Question, kind: str, index: int, seen: set[str], rng: random.Random) -> Variation | None:
     story = read_story(question.prompt)
-    name = f"{question.id}~{kind}-{index}"
     if story is None:
         if kind != "irrelevant" or index:
             raise InputError(
                 f"kinds: {kind} {index} of {question.id} needs a problem of the tiny world; any other text takes one "
                 "irrelevant sentence alone"
             )
-        return Variation(question.id, kind, replace(question, id=name, prompt=ASIDE + question.prompt))
+        return Variation.make(question, kind, index, prompt=ASIDE + question.prompt)
     for _ in range(TRIES):
         told = KINDS[kind](story, rng)
         prompt = told.tell()
@@ -134,8 +138,8 @@ def _variation(question: Question, kind: str, index: int, seen: set[str], rng: r
         fresh = kind != "numbers" or told.problem.answer != story.problem.answer
         if fresh and prompt not in seen and is_sound(told.problem):
             seen.add(prompt)
-            solution = write_chain(told.problem, (False,) * len(told.problem.days))
-            return Variation(question.id, kind, Question(name, prompt, str(told.problem.answer), solution))
+            answer, solution = str(told.problem.answer), write_chain(told.problem, (False,) * len(told.problem.days))
+            return Variation.make(question, kind, index, prompt=prompt, answer=answer, solution=solution)
     return None
 
 

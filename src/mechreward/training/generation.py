@@ -50,7 +50,8 @@ def decoding_cache(
     own_state = not plain._supports_default_dynamic_cache() or "mamba" in type(plain).__name__.lower()
     if chosen or own_state or plain.generation_config.use_cache is False:
         return None
-    compiles = device.type == "cuda" and plain._can_compile_fullgraph and one_turn and not sharded
+    bounded = args.max_completion_length is not None  # a static cache has a length
+    compiles = device.type == "cuda" and plain._can_compile_fullgraph and bounded and one_turn and not sharded
     return "static" if compiles else "roomy"
 
 
