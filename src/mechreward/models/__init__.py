@@ -14,14 +14,14 @@ from mechreward.models.blocks import (
     unwrap,
     vocabulary_size,
 )
-from mechreward.models.cache import roomy_cache
+from mechreward.models.cache import roomy_cache, takes_dynamic_cache
+from mechreward.models.capture import capture_blocks
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
 from mechreward.models.residuals import (
     BlocksBatch,
     ResidualBatch,
-    capture_blocks,
     iter_blocks,
     iter_residuals,
     norm_outliers,
@@ -49,6 +49,7 @@ __all__ = [
     "norm_outliers",
     "read_residuals",
     "roomy_cache",
+    "takes_dynamic_cache",
     "text_config",
     "unwrap",
     "vocabulary_size",

@@ -7,27 +7,29 @@ state; here it has one. Token ids go in as they were sampled; nothing is tokenis
 Padding is on the right: under causal attention no real token sees what comes after it, and every row starts at position
 0 even in models that do not derive positions from the attention mask (GPT-2's would be shifted by pads on the left).
 So a row's states do not depend on the rows it shares a batch with.
+
+A prompt that several rows share is read once (`prefix.py`): in a GRPO step with groups of 8, that is half of the tokens
+and more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechreward.errors import InputError
-from mechreward.models.blocks import check_layer, context_length, d_model, find_blocks, unwrap, vocabulary_size
+from mechreward.models.blocks import context_length, d_model, unwrap, vocabulary_size
+from mechreward.models.capture import capture_blocks, check_layers
 from mechreward.models.modes import eval_mode
+from mechreward.models.prefix import SharedPrompts, can_share
 
 Ids = Sequence[Sequence[int]]
-
-
-class _ForwardStopped(Exception):
-    """Ends a forward that has given what was wanted; never leaves `capture_blocks`."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,6 @@ class BlocksBatch:
     mask_BT: Bool[Tensor, "b t"]
 
 
-@contextmanager
-def capture_blocks(model: nn.Module, layers: Sequence[int], stop: bool = True) -> Iterator[dict[int, Tensor]]:
-    """Catches the outputs of blocks `layers` of a forward run inside the `with`: one tensor a layer, of the latest one.
-
-    With `stop` the forward ends right after the last of them, and with it the body of the `with`: put nothing behind
-    it there.
-
-    Example:
-        >>> with capture_blocks(model, [2, 5]) as states:  # doctest: +SKIP
-        ...     model(ids_BT)
-        >>> states[5].shape  # doctest: +SKIP
-    """
-    _check_layers(model, layers)
-    states: dict[int, Tensor] = {}
-    signal, blocks = _ForwardStopped(), find_blocks(model)
-
-    def keep(layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
-        states[layer] = output[0] if isinstance(output, tuple) else output
-        if stop and layer == max(layers):
-            raise signal
-
-    with ExitStack() as hooks:
-        for layer in set(layers):
-            handle = blocks[layer].register_forward_hook(lambda _m, _i, output, layer=layer: keep(layer, output))
-            hooks.callback(handle.remove)
-        try:
-            yield states
-        except _ForwardStopped as stopped:
-            if stopped is not signal:  # of a capture further out
-                raise
-
-
 def iter_blocks(
     model: nn.Module,
     prompt_ids: Ids,
@@ -98,7 +68,7 @@ def iter_blocks(
         InputError: as `iter_residuals`, and if no layer is named.
     """
     check_rows(model, prompt_ids, completion_ids, batch_size)
-    _check_layers(model, layers)
+    check_layers(model, layers)
     return _stream(model, prompt_ids, completion_ids, layers, batch_size, stop)
 
 
@@ -163,26 +133,56 @@ def norm_outliers(
 def _stream(
     model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int, stop: bool
 ) -> Iterator[BlocksBatch]:
-    by_length = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]) + len(completion_ids[row]))
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        prompts, completions = [prompt_ids[row] for row in rows], [completion_ids[row] for row in rows]
-        batch = _read_batch(model, rows, prompts, completions, layers, stop)
-        for layer, h_BTD in batch.h_BTD.items():
-            _check_finite(h_BTD, rows, layer)
-        yield batch
+    inner = unwrap(model)
+    alone, groups = _by_prompt(prompt_ids, share=stop and can_share(inner, max(layers)))
+    for rows in _batches(alone, [len(prompt_ids[row]) + len(completion_ids[row]) for row in alone], batch_size):
+        ids_BS, seen_BS = pad_right([[*prompt_ids[row], *completion_ids[row]] for row in rows], inner.device)
+        whole = {"input_ids": ids_BS, "attention_mask": seen_BS.long(), "use_cache": False}
+        starts = [len(prompt_ids[row]) for row in rows]
+        yield _read_batch(inner, whole, rows, starts, [len(completion_ids[row]) for row in rows], layers, stop)
+    for group in _batches(groups, [len(prompt_ids[rows[0]]) for rows in groups], batch_size):
+        shared = SharedPrompts(inner, [prompt_ids[rows[0]] for rows in group])
+        with eval_mode(inner), capture_blocks(inner, layers):
+            inner(**shared.forward_arguments)
+        place = {row: i for i, rows in enumerate(group) for row in rows}
+        for rows in _batches(list(place), [len(completion_ids[row]) for row in place], batch_size):
+            ids_BT, mask_BT = pad_right([list(completion_ids[row]) for row in rows], inner.device)
+            rest, starts = shared.continued([place[row] for row in rows], ids_BT, mask_BT), [0] * len(rows)
+            yield _read_batch(inner, rest, rows, starts, [len(completion_ids[row]) for row in rows], layers, stop)
+
+
+def _by_prompt(prompt_ids: Ids, share: bool) -> tuple[list[int], list[list[int]]]:
+    """Rows to read in one piece, and groups of rows whose prompt is read once: not an empty one, nor one row's own."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompt_ids):
+        groups.setdefault(tuple(prompt), []).append(row)
+    shared = [rows for prompt, rows in groups.items() if share and prompt and len(rows) > 1]
+    within = {row for rows in shared for row in rows}
+    return [row for row in range(len(prompt_ids)) if row not in within], shared
+
+
+def _batches(items: Sequence[Item], lengths: Sequence[int], size: int) -> Iterator[list[Item]]:
+    """Items of like length together."""
+    by_length = [items[i] for i in sorted(range(len(items)), key=lengths.__getitem__)]
+    return (by_length[start : start + size] for start in range(0, len(by_length), size))
 
 
 def _read_batch(
-    model: nn.Module, rows: list[int], prompts: Ids, completions: Ids, layers: Sequence[int], stop: bool
+    inner: nn.Module,
+    arguments: Mapping[str, Any],
+    rows: list[int],
+    starts: list[int],
+    lengths: list[int],
+    layers: Sequence[int],
+    stop: bool,
 ) -> BlocksBatch:
-    inner = unwrap(model)
-    ids_BS, seen_BS = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], inner.device)
+    """The states of a forward with `arguments`, in which a row's completion is at `starts` and has so many tokens."""
+    ids_BS: Tensor = arguments["input_ids"]
     with eval_mode(inner), capture_blocks(inner, layers, stop) as states:
-        inner(input_ids=ids_BS, attention_mask=seen_BS.long(), use_cache=False)
-    start_B1 = torch.tensor([len(prompt) for prompt in prompts], device=inner.device)[:, None]
-    length_B1 = torch.tensor([len(completion) for completion in completions], device=inner.device)[:, None]
-    step_T = torch.arange(int(length_B1.max()), device=inner.device)
+        inner(**arguments)
+    start_B1 = torch.tensor(starts, device=ids_BS.device)[:, None]
+    length_B1 = torch.tensor(lengths, device=ids_BS.device)[:, None]
+    step_T = torch.arange(max(lengths), device=ids_BS.device)
     mask_BT = step_T < length_B1
     place_BT = (start_B1 + step_T).clamp(max=ids_BS.shape[1] - 1)
     h_BTD: dict[int, Tensor] = {}
@@ -191,6 +191,7 @@ def _read_batch(
         if shape is None or shape[:-1] != ids_BS.shape:
             raise InputError(f"model: block {layer} of {type(inner).__name__} puts out {shape}, not one state a token")
         h_BTD[layer] = _cut_completions(states.pop(layer), place_BT, mask_BT)
+        _check_finite(h_BTD[layer], rows, layer)
     return BlocksBatch(rows, h_BTD, mask_BT)
 
 
@@ -229,13 +230,6 @@ def check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_siz
         stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
         if stray is not None:
             raise InputError(f"completion_ids: row {row} holds token {stray}; the model knows 0 to {vocabulary - 1}")
-
-
-def _check_layers(model: nn.Module, layers: Sequence[int]) -> None:
-    if not layers:
-        raise InputError("layers: none is named; give at least one block")
-    for layer in layers:
-        check_layer(model, layer)
 
 
 def _check_finite(h_BTD: Float[Tensor, "b t d"], rows: list[int], layer: int) -> None:
