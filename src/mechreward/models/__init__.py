@@ -14,7 +14,7 @@ from mechreward.models.blocks import (
     unwrap,
     vocabulary_size,
 )
-from mechreward.models.cache import roomy_cache, takes_dynamic_cache
+from mechreward.models.cache import roomy_cache
 from mechreward.models.capture import capture_blocks
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
@@ -49,7 +49,6 @@ __all__ = [
     "norm_outliers",
     "read_residuals",
     "roomy_cache",
-    "takes_dynamic_cache",
     "text_config",
     "unwrap",
     "vocabulary_size",

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mechreward.models.blocks import text_config, unwrap
-
-
-def takes_dynamic_cache(model: nn.Module) -> bool:
-    """Whether the architecture keeps what it has read in transformers' `DynamicCache`."""
-    plain: Any = unwrap(model)
-    return plain._supports_default_dynamic_cache() and "mamba" not in type(plain).__name__.lower()
+from mechreward.models.blocks import text_config
 
 
 def roomy_cache(model: nn.Module, longest: int | None = None) -> DynamicCache:

@@ -23,7 +23,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mechreward.models.blocks import text_config, unwrap
-from mechreward.models.cache import takes_dynamic_cache
 
 KEPT = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold keys and values alone."""
@@ -37,7 +36,7 @@ def can_share(model: nn.Module, layer: int) -> bool:
     inner: Any = unwrap(model)
     takes = {"position_ids", "past_key_values"} <= inspect.signature(inner.forward).parameters.keys()
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules())
-    if not takes or hooked or not takes_dynamic_cache(inner):
+    if not takes or hooked:
         return False
     config = text_config(inner)
     chunked = "chunked_attention" in (config.to_dict().get("layer_types") or [])  # its borders are counted in pads

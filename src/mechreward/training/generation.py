@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from trl import GRPOConfig
 
-from mechreward.models import roomy_cache, takes_dynamic_cache, unwrap
+from mechreward.models import roomy_cache, unwrap
 
 _SHORTEST = 64
 
@@ -47,7 +47,8 @@ def decoding_cache(
         or bool(args.generation_kwargs)
     )
     plain: Any = unwrap(model)
-    if chosen or not takes_dynamic_cache(plain) or plain.generation_config.use_cache is False:
+    own_state = not plain._supports_default_dynamic_cache() or "mamba" in type(plain).__name__.lower()
+    if chosen or own_state or plain.generation_config.use_cache is False:
         return None
     bounded = args.max_completion_length is not None  # a static cache has a length
     compiles = device.type == "cuda" and plain._can_compile_fullgraph and bounded and one_turn and not sharded
