@@ -13,10 +13,12 @@ import pytest
 
 from mechreward.chains import Patience
 from mechreward.cli import main
-from mechreward.features import catalog_names, load_pack
-from mechreward.rollout import load_responses
+from mechreward.features import catalog_names, load_pack, save_pack
+from mechreward.models import load_model
+from mechreward.rollout import load_responses, prompt_hashes, tokenise_prompts
 from mechreward.steering import load_repairs
-from mechreward.tasks import load_split
+from mechreward.tasks import load_questions, load_split
+from mechreward.tiny import MODEL
 
 TINY = next(name for name in catalog_names() if name.startswith("tiny"))
 
@@ -54,6 +56,19 @@ def test_fuzz_with_a_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     code, said, _ = run(capsys, "eval", *ask, "--out", str(tmp_path / "b"))
     plain = json.loads((tmp_path / "b" / "eval.json").read_text())
     assert code == 0 and set(plain) == {"n_questions", "accuracy"} and set(plain["accuracy"]) == {"original"}
+
+
+def test_a_pack_is_not_put_to_the_test_on_its_own_questions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found_on = load_pack(TINY)
+    questions = load_questions("tiny:easy", limit=2, seed=4)
+    loaded = load_model(MODEL)
+    hashes = prompt_hashes(tokenise_prompts(loaded, questions[:1], max_new_tokens=4))
+    mine = found_on.model_copy(update={"provenance": {**found_on.provenance, "prompts": sorted(hashes)}})
+    save_pack(mine, tmp_path / "pack.json")
+    ask = ("--questions", "tiny:easy", "--limit", "2", "--seed", "4", "--max-new-tokens", "4", "--samples", "2")
+    pack = ("--fuzz", "--pack", str(tmp_path / "pack.json"), "--out", str(tmp_path / "out"))
+    code, _, said = run(capsys, "eval", *ask, *pack)
+    assert code == 2 and "was found on 1 of these 2" in said and not (tmp_path / "out" / "responses.parquet").exists()
 
 
 @pytest.mark.parametrize(

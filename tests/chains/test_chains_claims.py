@@ -80,6 +80,9 @@ def test_each_step_is_asked_about_with_what_was_before_it() -> None:
         ("clarify", "Why?", None),
         ("paraphrase", "Well:\nPROBLEM: Ada owns 20.", "Ada owns 20."),
         ("paraphrase", "PROBLEM:", None),
+        ("paraphrase", "**PROBLEM:** -3 + 5 equals what?", "-3 + 5 equals what?"),
+        ("paraphrase", "PROBLEM: (2+3)*4 is?", "(2+3)*4 is?"),
+        ("paraphrase", 'PROBLEM: ".5 of $8', ".5 of $8"),
         ("feature", "FEATURE: gains", "gains"),
         ("expansion", " because \n", "because"),
     ],
@@ -266,3 +269,22 @@ def test_a_line_that_is_no_claim_is_named(tmp_path: Path, line: str) -> None:
         InputError, match=r"^claims: line 2 of .*claims.jsonl is no claim; it needs subject, text, model"
     ):
         load_claims(path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told", "kept"),
+    [
+        ("Calculate -3 + 5.", "What do -3 and 5 come to?", True),
+        ("Calculate -3 + 5.", "What do 3 and 5 come to?", False),
+        ("Calculate \u22123 + 5.", "What do -3 and 5 come to?", True),
+        ("Calculate 8-3.", "Take 3 from 8.", True),
+        ("Calculate (8)-3.", "Take 3 from 8.", True),
+        ("Half of 8 is .5 of it.", "Of 8, .5 is half.", True),
+        ("Half of 8 is .5 of it.", "Of 8, 5 is half.", False),
+        ("1,000.50 or 7?", "7 or 1,000.50?", True),
+        ("1,000.50 or 7?", "7 or 1,000?", False),
+    ],
+)
+def test_numbers_keep_their_signs(prompt: str, told: str, kept: bool) -> None:
+    claim = Claim("paraphrase", "q", told, "m")
+    assert check_paraphrases([claim], [Question("q", prompt, "2")])[0].checked is kept

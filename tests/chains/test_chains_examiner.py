@@ -147,6 +147,15 @@ def test_a_local_model_answers_greedily(tiny_llama, char_tokenizer) -> None:
     assert answer == examiner.ask("ab") != examiner.ask("ba") and 0 < len(answer) <= 5
 
 
+def test_a_sampled_answer_is_drawn_anew_when_asked_again(tiny_llama, char_tokenizer) -> None:
+    loaded = LoadedModel(tiny_llama, char_tokenizer, "llama")
+    told = []
+    for _ in range(2):
+        examiner = LocalExaminer(loaded, max_new_tokens=8, temperature=1.0, chat=False)
+        told.append([examiner.ask("ab") for _ in range(4)])
+    assert told[0] == told[1] and len(set(told[0])) > 2
+
+
 def test_a_prompt_that_is_too_long_for_a_local_model_is_skipped(tiny_llama, char_tokenizer) -> None:
     loaded = LoadedModel(tiny_llama, char_tokenizer, "llama")
     with pytest.raises(ExaminerError, match="needs 500 prompt tokens . 5 new ones; the model reads at most"):

@@ -95,7 +95,7 @@ def test_what_goes_into_the_pack() -> None:
 
 
 def test_signal_in_exact_numbers() -> None:
-    # Originals: 3 of 4 pairs in order (AUROC .75). Variations: 2 of 2 in `a`, 0.5 (a tie) of 1 in `b`.
+    # Originals: 2 of 3 pairs in order. Variations: 2 of 2 in `a`; in `b` .5 (a tie) of 1, and m4 has no pair, so half.
     made = answers(
         ("b", "original", "m1", "10"),
         ("b", "names", "m0", "10"),
@@ -106,8 +106,20 @@ def test_signal_in_exact_numbers() -> None:
     scores = [2.0, 1.0, 5.0, 5.0, 3.0, 1.0, 2.0, 9.0, 8.0, 7.0, 0.0, 4.0]
     found = judge_signal(made, scores)
     assert found.originals.value == pytest.approx(2 / 3)
-    assert found.variations.value == pytest.approx(2.5 / 3)
-    assert found.kept.value == pytest.approx((2.5 / 3 - 0.5) / (2 / 3 - 0.5))
+    assert found.variations.value == pytest.approx(2.25 / 2.5)
+    assert found.kept.value == pytest.approx((2.25 / 2.5 - 0.5) / (2 / 3 - 0.5))
+
+
+def test_families_without_a_variation_are_not_compared() -> None:
+    both = answers(("b", "original", "b", "10"), ("b", "names", "b~n", "10"), ("a", "original", "a", "110"),
+                   ("a", "names", "a~n", "100"))  # fmt: skip
+    scores = [2.0, 1.0, 5.0, 5.0, 3.0, 1.0, 2.0, 9.0, 8.0, 7.0]
+    lone = answers(("c", "original", "c", "1000"), ("d", "names", "d~n", "01"))
+    found = judge_signal([*both, *lone], [*scores, 9.0, 0.0, 0.0, 0.0, 3.0, 1.0])
+    assert found == judge_signal(both, scores)
+    assert found.mark("hash", [*both, *lone]).n_families == 2
+    with pytest.raises(InputError, match="answers: no question has an original and a variation"):
+        judge_signal(lone, [1.0] * 6)
 
 
 def test_the_order_of_answers_changes_nothing() -> None:

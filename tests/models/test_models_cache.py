@@ -113,3 +113,27 @@ def test_a_copy_goes_its_own_way(tiny_llama) -> None:
         theirs = tiny_llama(torch.tensor([[10]]), past_key_values=again).logits
     assert torch.equal(mine, theirs)
     assert not torch.equal(cache.layers[0].keys[:, :, 3], other.layers[0].keys[:, :, 3])
+
+
+def test_a_gradient_goes_through_what_was_put_in_before(tiny_llama) -> None:
+    model = copy.deepcopy(tiny_llama)
+    grads = []
+    for cache in (roomy_cache(model), DynamicCache(config=model.config)):
+        model.zero_grad()
+        first = model(torch.tensor([[5, 6, 7]]), past_key_values=cache).logits.sum()
+        second = model(torch.tensor([[8]]), past_key_values=cache).logits.sum()
+        (first + second).backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*grads, strict=True))
+
+
+def test_what_inference_mode_made_is_carried_on_outside_of_it() -> None:
+    layer, growing = _RoomyLayer(), DynamicLayer()
+    keys = torch.arange(4.0)[None, None, :, None]
+    for one in (layer, growing):
+        with torch.inference_mode():
+            one.update(keys[:, :, :2].clone(), keys[:, :, :2].clone())
+        with torch.no_grad():
+            one.update(keys[:, :, 2:3], keys[:, :, 2:3])
+            one.update(keys[:, :, 3:], keys[:, :, 3:])
+    assert torch.equal(layer.keys, growing.keys) and torch.equal(layer.keys, keys)

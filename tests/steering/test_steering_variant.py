@@ -287,6 +287,17 @@ def test_moments_do_not_depend_on_the_batch(where, llama, llama_sae) -> None:
     assert len({prompt for prompt, _ in wanted}) > 2 and all(other == wanted for other in others)
 
 
+def test_a_prompt_of_closed_tokens_is_counted(llama, llama_sae) -> None:
+    variant, bos = Variant(llama, llama_sae), llama.tokenizer.bos_token_id
+    (plain,) = variant.generate([[bos]], max_new_tokens=6)[0]
+    feature = int((variant.inspect([bos, *plain.completion_ids]).matrix()[1:-1] > 0.05).sum(0).argmax())
+    moments = []
+    variant.handle_when(Feature(feature) > 0.05, moments.append, unit="raw")
+    variant.generate([[bos]], max_new_tokens=6)
+    assert len(moments) >= 2 and {moment.prompt_ids for moment in moments} == {(bos,)}
+    assert all(m.completion_ids == plain.completion_ids[: len(m.completion_ids)] for m in moments)
+
+
 def test_each_token_of_a_prompt_is_told(llama, llama_sae) -> None:
     variant, row = Variant(llama, llama_sae), [9, 20, 31, 7, 40, 12, 33]
     fires = (variant.inspect(row).matrix() > 0.05).sum(0)

@@ -34,6 +34,10 @@ def test_static_on_cuda_roomy_elsewhere_and_none_where_something_was_chosen(tmp_
     for change in ({"one_turn": False}, {"sharded": True}):
         assert decoding_cache(arguments(tmp_path), llama, CUDA, **{**FITS, **change}) == "roomy"
     assert decoding_cache(arguments(tmp_path, max_completion_length=None), llama, CUDA, **FITS) == "roomy"
+    named = copy.deepcopy(llama)
+    for name, kinds in (("static", [None, None]), ("dynamic", [None, None]), ("hybrid", ["static", "roomy"])):
+        named.generation_config.cache_implementation = name
+        assert [decoding_cache(arguments(tmp_path), named, device, **FITS) for device in (CUDA, CPU)] == kinds
     not_compiled = copy.deepcopy(llama)
     not_compiled._can_compile_fullgraph = False
     assert decoding_cache(arguments(tmp_path), not_compiled, CUDA, **FITS) == "roomy"
@@ -168,11 +172,12 @@ def test_without_a_limit_the_cache_has_none(tiny_llama, monkeypatch) -> None:
     made = []
     monkeypatch.setattr(generation, "roomy_cache", lambda _model, longest: made.append(longest))
     model = copy.copy(tiny_llama)
-    model.__dict__["generate"] = lambda **_: None
+    model.__dict__["generate"] = theirs = lambda **_: None
     with generation.decode_with_room(model):
         for config in (GenerationConfig(max_new_tokens=7), GenerationConfig()):
             model.generate(input_ids=torch.zeros(2, 5, dtype=torch.long), generation_config=config)
     assert made == [5 + 7, None]
+    assert model.generate is theirs  # a wrapper of the user's comes back
 
 
 def test_generate_is_the_models_own_again_after_an_error(tiny_llama) -> None:

@@ -195,7 +195,8 @@ def _after(mark: str) -> Callable[[str], str]:
 
 
 def _lines_after(answer: str, mark: str) -> list[str]:
-    found = re.findall(rf"^\W*{mark}\d*[:.)]\W*(\S.*?)\s*$", answer, re.IGNORECASE | re.MULTILINE)
+    # Behind the mark only what dresses a text may go: a sign or a bracket belongs to it.
+    found = re.findall(rf"^\W*{mark}\d*[:.)][\s*_\"'`]*(\S.*?)\s*$", answer, re.IGNORECASE | re.MULTILINE)
     if not found:
         raise ExaminerError(f"no line with {mark}: in {answer[:60]!r}")
     return [str(line) for line in found]

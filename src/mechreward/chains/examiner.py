@@ -14,6 +14,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -57,6 +58,8 @@ class LocalExaminer:
     temperature: float = 0.0
     chat: bool = True
     """Put prompts into the tokenizer's chat template."""
+    _times: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
+    """How often each prompt was asked: asked again, a sampled answer is drawn anew."""
 
     @property
     def name(self) -> str:
@@ -77,7 +80,9 @@ class LocalExaminer:
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             chat=self.chat,
+            seed=self._times[prompt],
         )
+        self._times[prompt] += 1
         return responses[0].text
 
 

@@ -248,4 +248,5 @@ def _n_steps(steps: Sequence[Step]) -> int:
 
 
 def _numbers(text: str) -> Counter[str]:
-    return Counter(re.findall(r"\d+(?:[.,]\d+)*", text))
+    """A minus counts as a sign where nothing to be lessened stands before it."""
+    return Counter(re.findall(r"(?:(?<![\w)])-)?(?:\d+(?:[.,]\d+)*|\.\d+)", text.replace("\u2212", "-")))

@@ -27,11 +27,12 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.cli.eval_settings import EvalSettings
     from mechreward.cli.sae_settings import answered, asked
     from mechreward.features import save_pack
+    from mechreward.gates import check_held_out
     from mechreward.gates.reading import read_scores
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
     from mechreward.inputs import verifier_of
     from mechreward.models import load_model
-    from mechreward.rollout import save_responses, verify_responses
+    from mechreward.rollout import save_responses, tokenise_prompts, verify_responses
     from mechreward.tiny import model_path
 
     settings = parse_settings(EvalSettings, arguments, prog)
@@ -47,6 +48,8 @@ def evaluate(arguments: list[str], prog: str) -> int:
     )
     if reward is not None:
         reward.check_model(loaded.model)
+        prompts = tokenise_prompts(loaded, questions, max_new_tokens=settings.max_new_tokens, chat=settings.chat)
+        check_held_out(reward.pack, prompts)
     every = [*questions, *(variation.question for variation in variations)]
     total = len(every) * settings.samples
     with RichProgress().stage(f"ask {len(every)} questions x {settings.samples}", total) as advance:

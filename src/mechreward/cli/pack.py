@@ -111,7 +111,7 @@ def _facts(pack: FeaturePack) -> dict[str, object]:
         low, high = found.interval
         numbers = f"{found.within_auroc:.3f} (95 % interval {low:.3f} to {high:.3f})"
         facts["within-question AUROC"] = f"{numbers}, {found.n_questions} questions"
-    if pack.rephrasing is not None and pack.rephrasing.interval is not None:
+    if pack.rephrased is not None and pack.rephrasing is not None and pack.rephrasing.interval is not None:
         low, high = pack.rephrasing.interval
         kept = f"{pack.rephrasing.kept:.2f} of its lead (95 % interval {low:.2f} to {high:.2f})"
         facts["kept in other words"] = f"{kept}, {pack.rephrasing.n_families} questions"

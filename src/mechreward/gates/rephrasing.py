@@ -3,8 +3,9 @@
 - Accuracy of the originals, of the variations, and of each kind of variation.
 - Agreement: the chance that answers to two different members of a family are both right or both wrong; beside it the
   chance for two answers to the *same* member, which is all that can be asked of answers that are sampled.
-- Signal: the reward's within-question AUROC on originals and on variations. *Kept* is what is left of its lead over
-  chance, (AUROC_variations - .5) / (AUROC_originals - .5). The interval of what is kept says whether a pack
+- Signal: the reward's within-question AUROC on originals and on variations, of the families that have both; a family's
+  variations weigh together as much as one of them, like its original. *Kept* is what is left of its lead over chance,
+  (AUROC_variations - .5) / (AUROC_originals - .5). The interval of what is kept says whether a pack
   survives (all of it at or above `KEPT`) or is brittle (all below). Where the originals' own reaches .5 there is no
   signal to keep.
 
@@ -68,7 +69,7 @@ class Signal:
             kept=kept.value if known else None,
             interval=(kept.low, kept.high) if known and isfinite(kept.low) and isfinite(kept.high) else None,
             kinds=sorted({answer.kind for answer in answers} - {ORIGINAL}),
-            n_families=len({answer.family for answer in answers}),
+            n_families=len(_varied_families(answers)),
         )
 
 
@@ -117,22 +118,22 @@ def judge_signal(answers: Sequence[FamilyAnswer], scores: Sequence[float], *, se
         scores: the reward's, of each answer.
 
     Raises:
-        InputError: as `auroc`.
+        InputError: if no family has an original and a variation; as `auroc`.
     """
-    families = sorted({answer.family for answer in answers})
+    families = _varied_families(answers)
+    if not families:
+        raise InputError("answers: no question has an original and a variation; there is nothing to compare")
     place = {family: index for index, family in enumerate(families)}
     sides: list[tuple[Array, Array]] = []
     for original in (True, False):
-        chosen = [i for i, answer in enumerate(answers) if (answer.kind == ORIGINAL) == original]
+        chosen = [i for i, a in enumerate(answers) if (a.kind == ORIGINAL) == original and a.family in place]
         members = [answers[i].member for i in chosen]
-        wins_F, pairs_F = np.zeros(len(families)), np.zeros(len(families))
-        if chosen:
-            found = question_pairs([scores[i] for i in chosen], [answers[i].correct for i in chosen], members)
-            family_of = {answers[i].member: place[answers[i].family] for i in chosen}
-            at = [family_of[member] for member in sorted(family_of)]
-            np.add.at(wins_F, at, found.wins_Q)
-            np.add.at(pairs_F, at, found.pairs_Q)
-        sides.append((wins_F, pairs_F))
+        found = question_pairs([scores[i] for i in chosen], [answers[i].correct for i in chosen], members)
+        family_of = {answers[i].member: place[answers[i].family] for i in chosen}
+        at = [family_of[member] for member in sorted(family_of)]
+        n_members_F = np.bincount(at, minlength=len(families))
+        wins_F, pairs_F = (np.bincount(at, of_Q, len(families)) for of_Q in (found.wins_Q, found.pairs_Q))
+        sides.append((wins_F / n_members_F, pairs_F / n_members_F))
     (first, second), n = (ratio(*side) for side in sides), len(families)
 
     def kept(counts_RF: Array) -> Array:
@@ -141,6 +142,12 @@ def judge_signal(answers: Sequence[FamilyAnswer], scores: Sequence[float], *, se
 
     before, after, share = (cluster_bootstrap(one, n, seed=seed) for one in (first, second, kept))
     return Signal(before, after, share, _verdict(before, share))
+
+
+def _varied_families(answers: Sequence[FamilyAnswer]) -> list[str]:
+    """Families with answers to an original and to a variation."""
+    originals = {answer.family for answer in answers if answer.kind == ORIGINAL}
+    return sorted(originals & {answer.family for answer in answers if answer.kind != ORIGINAL})
 
 
 def _verdict(before: Interval, kept: Interval) -> Literal["survives", "brittle", "inconclusive", "no signal"]:

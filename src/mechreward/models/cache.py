@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -59,9 +60,14 @@ class _RoomyLayer(DynamicLayer):
         self, held: Float[Tensor, "b h s d"], room: Float[Tensor, "rows h r d"], new: Float[Tensor, "b h n d"]
     ) -> tuple[Tensor, Tensor]:
         """What is held with `new` after it, and the tensor that both are in."""
+        if new.requires_grad or held.requires_grad:  # what is written over has no gradient
+            whole = torch.cat([held, new], dim=2)
+            return whole, whole
         start, end = held.shape[2], held.shape[2] + new.shape[2]
         # Beam search, cropping and selecting rows put other tensors in the place of what was written here.
         elsewhere = held.data_ptr() != room.data_ptr() or held.shape[0] != room.shape[0]
+        # What inference mode made cannot be written into outside of it.
+        elsewhere |= room.is_inference() and not torch.is_inference_mode_enabled()
         if elsewhere or end > room.shape[2]:
             length = 2 * end if self.longest is None else max(end, min(2 * end, self.longest))
             room = new.new_empty(*new.shape[:2], length, new.shape[3])

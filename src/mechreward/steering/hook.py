@@ -86,18 +86,23 @@ class Editor:
             return h_BSD + (self._constant_D if open_BS is None else self._constant_D * open_BS[..., None])
         h_ND = h_BSD.flatten(0, 1) if open_BS is None else h_BSD[open_BS]
         if not len(h_ND):
+            self._tell(open_BS, [torch.zeros(0, dtype=torch.bool, device=h_ND.device) for _ in self.program.watched])
             return h_BSD
         acts_NR = self.program.acts(h_ND)
         change_ND = self.program.change(h_ND, acts_NR).to(h_BSD)
         if self.watcher is not None:
-            assert self._ids_BS is not None
             named = self.program.named(acts_NR)
-            held = [condition.holds(named) for condition in self.program.watched]
-            shown_BS = torch.ones_like(self._ids_BS, dtype=torch.bool) if open_BS is None else open_BS
-            self.watcher(self._ids_BS, shown_BS, held)
+            self._tell(open_BS, [condition.holds(named) for condition in self.program.watched])
         if open_BS is None:
             return h_BSD + change_ND.view_as(h_BSD)
         return h_BSD.index_put((open_BS,), h_ND + change_ND)
+
+    def _tell(self, open_BS: Bool[Tensor, "b s"] | None, held: Sequence[Tensor]) -> None:
+        """Shows the watcher, if there is one, a forward: also one of which no token is open, or it would lose count."""
+        if self.watcher is not None:
+            assert self._ids_BS is not None
+            shown_BS = torch.ones_like(self._ids_BS, dtype=torch.bool) if open_BS is None else open_BS
+            self.watcher(self._ids_BS, shown_BS, held)
 
     def _open(self, h_BSD: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"] | None:
         """Tokens that are edited; None: all."""

@@ -35,7 +35,8 @@ def decoding_cache(
 
     Args:
         args: a cache, other generation options, vLLM or continuous batching in it are a choice of the user's.
-        model: the policy; static only if transformers compiles its architecture, none if it takes no `DynamicCache`.
+        model: the policy; static only if transformers compiles its architecture, none if it takes no `DynamicCache` or
+            its generation config names a cache.
         device: what the policy is on.
         one_turn: one `generate` call a batch; with tools, later calls have other numbers of rows, each compiled anew.
         sharded: FSDP or DeepSpeed, whose weights come and go during a forward.
@@ -47,8 +48,9 @@ def decoding_cache(
         or bool(args.generation_kwargs)
     )
     plain: Any = unwrap(model)
+    named = plain.generation_config.cache_implementation not in (None, "hybrid")  # transformers drops "hybrid"
     own_state = not plain._supports_default_dynamic_cache() or "mamba" in type(plain).__name__.lower()
-    if chosen or own_state or plain.generation_config.use_cache is False:
+    if chosen or named or own_state or plain.generation_config.use_cache is False:
         return None
     bounded = args.max_completion_length is not None  # a static cache has a length
     compiles = device.type == "cuda" and plain._can_compile_fullgraph and bounded and one_turn and not sharded
@@ -58,7 +60,7 @@ def decoding_cache(
 @contextmanager
 def decode_with_room(model: Any) -> Iterator[None]:
     """Gives every `generate` of the model inside it, called as TRL does, a roomy cache."""
-    theirs = model.generate
+    theirs, replaced = model.generate, vars(model).get("generate")
 
     def generate(*, input_ids: Tensor, generation_config: GenerationConfig, **named: Any) -> Any:
         new_tokens = generation_config.max_new_tokens  # None where `max_completion_length` is
@@ -69,7 +71,10 @@ def decode_with_room(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.generate
+        if replaced is None:
+            del model.generate
+        else:
+            model.generate = replaced
 
 
 def use_static_cache(config: GenerationConfig) -> None:
