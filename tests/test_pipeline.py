@@ -281,15 +281,16 @@ def test_stage_seeds_differ_and_depend_on_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "p_value", "words"),
     [
-        (0.01, 0.2, "accuracy rose by"),
-        (-0.2, -0.01, "accuracy fell by"),
-        (-0.1, 0.1, "inconclusive, accuracy changed by"),
+        (0.01, 0.2, 0.04, "accuracy rose by"),
+        (-0.2, -0.01, 0.04, "accuracy fell by"),
+        (-0.1, 0.1, 0.04, "inconclusive, accuracy changed by"),
+        (0.25, 0.3, 0.5, "inconclusive, accuracy changed by"),
     ],
 )
-def test_verdict_says_what_the_interval_allows(low: float, high: float, words: str) -> None:
-    paired = {"difference": (low + high) / 2, "low": low, "high": high, "p_value": 0.04}
+def test_verdict_says_what_interval_and_test_allow(low: float, high: float, p_value: float, words: str) -> None:
+    paired = {"difference": (low + high) / 2, "low": low, "high": high, "p_value": p_value}
     arm = {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.5 + (low + high) / 2}, "paired": paired}
     assert words in verdict_words({"arms": {"dense": arm}, "between": []})
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from mechreward.config import RepairArm
 from mechreward.gates import accuracy_interval, paired_test, question_means
-from mechreward.report.formats import arm_label
+from mechreward.report.formats import arm_label, paired_tone
 from mechreward.rollout import Response, load_responses
 
 AGAINST = {
@@ -71,8 +71,9 @@ def _start(label: str) -> str:
 
 def _said(paired: dict[str, Any], subject: str, quantity: str) -> str:
     interval = f"{paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}], p = {paired['p_value']:.4f}"
-    if paired["low"] > 0:
+    tone = paired_tone(paired)
+    if tone == "good":
         return f"{subject}: {quantity} rose by {interval}"
-    if paired["high"] < 0:
+    if tone == "bad":
         return f"{subject}: {quantity} fell by {interval}"
     return f"{subject}: inconclusive, {quantity} changed by {interval}"

@@ -115,6 +115,14 @@ def test_pairs_only_seeds_in_common_and_names_crashes() -> None:
     assert result.to_dict()["crashed"] == [{"arm": "sae", "seed": 2, "error": "RuntimeError: out of memory"}]
 
 
+def test_where_nothing_can_be_judged_the_crash_is_named() -> None:
+    crashes = tuple(Crash(arm=arm, seed=0, error=f"MemoryError: of {arm}") for arm in ("sae", "random"))
+    with pytest.raises(InputError, match="runs: there are none; .*; sae seed 0 crashed: MemoryError: of sae$"):
+        gate2(StudyResults(judged="sae", runs=(), crashed=crashes))
+    with pytest.raises(InputError, match="no finished run of arm 'sae'; there are outcome; sae seed 0 crashed: Mem"):
+        gate2(StudyResults(judged="sae", runs=(run("outcome", 0, 0.5),), crashed=crashes))
+
+
 def test_pairing_removes_what_a_seed_has_in_common() -> None:
     shifts = [-0.2, -0.1, 0.0, 0.1, 0.2]
     runs = [

@@ -12,7 +12,7 @@ from scipy import stats
 from mechreward.errors import InputError
 from mechreward.gates import crossed_interval, median_steps, steps_to
 from mechreward.report import write_report
-from mechreward.report.study import Study, arms_table, read_study, study_figures, study_headline
+from mechreward.report.study import Study, arms_table, read_study, study_facts, study_figures, study_headline
 
 QUESTIONS = [f"q{index}" for index in range(12)]
 
@@ -109,6 +109,32 @@ def test_the_page(tmp_path: Path) -> None:
     (folder / "gate3.json").write_text(json.dumps(gate3))
     page = write_report(folder).read_text()
     assert all(words in page for words in ("Gate 3:", "the reward drifted", "share .61 of the rise"))
+
+
+def test_a_study_that_has_not_ended_has_no_page(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s")
+    (folder / "results.json").unlink()
+    (folder / "runs").mkdir()
+    for name in ("sae-0.json", "sae-0.log", "outcome-0.json"):
+        (folder / "runs" / name).write_text("")
+    (folder / "config.yaml").write_text("stage: 2\njudged: sae\n")
+    with pytest.raises(InputError, match=r"holds a study that has not ended \(2 runs so far\); go on .* --resume"):
+        write_report(folder)
+
+
+def test_ends_are_shares_and_tuned_rates_are_shown(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "s", 0.5, 2)
+    record = json.loads((folder / "results.json").read_text())
+    for place, run in enumerate(r for r in record["runs"] if r["arm"] == "sae"):
+        last = run["evaluations"][-1]
+        last["correct"] = dict.fromkeys(last["correct"], float(place))
+    (folder / "results.json").write_text(json.dumps(record))
+    (folder / "tuning.json").write_text(json.dumps({a: {"learning_rate": r} for a, r in (("sae", 3e-4), ("b", 1e-5))}))
+    study = read_study(folder)
+    assert study is not None
+    row = next(row for row in arms_table(study).rows if row.strong)
+    assert row.cells[3:5] == ("50.0%", "0.0 to 100.0%")
+    assert dict(study_facts(study))["Learning rate"] == "1e\u221205, 0.0003"
 
 
 def test_results_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ def _change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def _paired(folder: Path, arm: str, low: float, high: float) -> None:
+def _paired(folder: Path, arm: str, low: float, high: float, p_value: float = 0.01) -> None:
     results = json.loads((folder / "results.json").read_text())
-    results["arms"][arm]["paired"] |= {"low": low, "high": high}
+    results["arms"][arm]["paired"] |= {"low": low, "high": high, "p_value": p_value}
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -37,10 +37,13 @@ def _paired(folder: Path, arm: str, low: float, high: float) -> None:
         ((-0.2, -0.01), (0.01, 0.1), "good"),
         ((-0.2, 0.0), (-0.1, 0.1), "neutral"),
         ((0.0, 0.2), (-0.1, 0.1), "neutral"),
+        # Two questions that both rose: the interval leaves out 0, the test shows nothing.
+        ((0.25, 0.3, 0.5), (-0.3, -0.25, 0.05), "neutral"),
+        ((0.25, 0.3, 0.0499), (-0.1, 0.1), "good"),
     ],
 )
 def test_the_tone_follows_the_intervals_not_the_words(
-    outcome: tuple[float, float], dense: tuple[float, float], tone: str, folder: Path
+    outcome: tuple[float, ...], dense: tuple[float, ...], tone: str, folder: Path
 ) -> None:
     _change(folder / "results.json", verdict="a great success")
     _paired(folder, "outcome", *outcome)

@@ -71,3 +71,19 @@ def is_running(pid: int) -> bool:
     """An orphan that has ended may wait for whoever adopted it: that is not running."""
     status = Path(f"/proc/{pid}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def unready(path: Path) -> None:
+    """Never called: what is pickled with it cannot be made anew in the child."""
+
+
+class Unready:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return __import__, ("no_such_module_anywhere",)
+
+
+def test_a_child_that_does_not_come_up_takes_no_other_run_with_it(tmp_path: Path) -> None:
+    dead, path = tmp_path / "dead.json", tmp_path / "a.json"
+    dead.with_suffix(".log").write_text("ValueError: of an earlier try")
+    jobs = [Job("dead", dead, unready, (Unready(),)), Job("a", path, Path.touch, (path,))]
+    assert run_jobs(jobs, 1) == {"dead": "ended with exit code 1 and no result"} and path.exists()

@@ -18,6 +18,7 @@ from mechreward.models import LoadedModel, iter_residuals, n_blocks
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response
 from mechreward.sae import SAE, SAEMeta
+from mechreward.studies import rewards
 from mechreward.studies.rewards import (
     arm_reward,
     certainty_score,
@@ -103,6 +104,16 @@ def test_certainty_is_the_divergence_from_uniform(
     reward.check_model(tiny_llama)
     paid_BT, readable_BT = reward.score_tokens(batch.h_BTD, batch.mask_BT)
     torch.testing.assert_close(paid_BT[readable_BT], certainty_BT[readable_BT])
+
+
+def test_length_and_noise_need_no_last_norm(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards, "FINAL_NORMS", ("final_layernorm",))
+    model = loaded(tiny_llama, char_tokenizer)
+    assert [control_reward(kind, model, 1).layer for kind in ("length", "noise")] == [1, 1]
+    with pytest.raises(InputError, match="^arms: certainty needs the decoder's last norm"):
+        control_reward("certainty", model, 1)
 
 
 def test_controls_have_hashes_of_their_own(

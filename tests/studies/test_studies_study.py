@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mechreward.errors import InputError
-from mechreward.gates import StudyResults
+from mechreward.gates import Evaluation, StudyResults
 from mechreward.inputs import prepare
 from mechreward.studies import study as room
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of, make_study
@@ -25,7 +25,7 @@ from mechreward.studies.study import collect, gate_halves, run_study, sides
 def config(out: Path, **changes: object) -> StudyConfig:
     small = {
         "questions": "tiny:easy", "limit": 20, "known": 0.8, "samples": 4, "eval_samples": 1, "max_new_tokens": 60,
-        "n_features": 5, "ungated": True, "arms": ("outcome", "sae"), "seeds": (0,), "steps": 1, "eval_every": 1,
+        "n_features": 5, "ungated": True, "arms": ("outcome", "sae"), "seeds": (0,), "steps": 1, "eval_every": 3,
         "questions_per_step": 1, "generations": 2, "learning_rate": 1e-4, "out": out,
     }  # fmt: skip
     return make_study(**(small | changes))
@@ -68,6 +68,31 @@ def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     for arm in ("random", "shuffled", "failed"):
         packs = [room.load_reward(setting, inputs, tmp_path / "s", arm, seed).pack for seed in (0, 1, 0)]
         assert packs[0] == packs[2] and packs[0].features != packs[1].features
+
+
+def test_the_end_is_what_training_gives_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards may stop a run between two evaluations, or right after the last one, and give back an earlier policy."""
+    asked = []
+
+    def train(loaded, _questions, _rewards, _config, checkpoints, *, evaluate, **_):
+        checkpoints.mkdir(parents=True)
+        for step in (1, 2):
+            evaluate(loaded, step)
+        return "the last good one"
+
+    def evaluation(_inputs, policy, _questions, step):
+        asked.append((policy if isinstance(policy, str) else "in training", step))
+        return Evaluation(step=step, correct={"q": 0.5})
+
+    for name, fake in (
+        ("train_arm", train), ("_evaluation", evaluation), ("load_reward", lambda *_: len),
+        ("read_start", lambda _: evaluation(None, "start", None, 0)),
+    ):  # fmt: skip
+        monkeypatch.setattr(room, name, fake)
+    setting = config(tmp_path, steps=2, eval_every=1)
+    run = room.run_arm(setting, tmp_path, tmp_path / "runs" / "sae-0.json", "sae", 0, Candidate(1e-3, 0.3))
+    assert asked == [("start", 0), ("in training", 1), ("the last good one", 2)]
+    assert [one.step for one in run.evaluations] == [0, 1, 2]
 
 
 SMALL = """\
@@ -185,7 +210,9 @@ def test_arm_names() -> None:
         ({"arms": ("outcome", "sae/best")}, "'sae/best' is none of"),
         ({"arms": ("sae",)}, "outcome has to be among them"),
         ({"arms": ("outcome", "sae", "sae")}, "none may come twice"),
+        ({"arms": ("outcome", "outcome/step")}, "'outcome/step': the outcome alone has no dense reward"),
         ({"judged": "probe"}, "^judged: 'probe' must be one of the arms"),
+        ({"arms": ("outcome", "random/step"), "judged": "random/step"}, "neither outcome nor random"),
         ({"arms": ("outcome", "random"), "judged": "random"}, "neither outcome nor random"),
         ({"seeds": (0, 1000)}, "^seeds: must differ from each other"),
         ({"seeds": (1, 1)}, "seeds: must differ"),

@@ -11,7 +11,7 @@ import torch
 
 from mechreward.errors import InputError
 from mechreward.features import load_pack
-from mechreward.gates import Survival
+from mechreward.gates import Evaluation, Survival
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs, prepare
 from mechreward.models import LoadedModel, iter_residuals, load_model, norm_outliers
@@ -19,7 +19,7 @@ from mechreward.pipeline import verified
 from mechreward.probes import load_probe, save_probe
 from mechreward.reward import FeatureReward
 from mechreward.studies.config import make_study
-from mechreward.studies.survival import PROBE, load_held_out, measure, paid_canaries, read_answers
+from mechreward.studies.survival import PROBE, check_measurable, load_held_out, measure, paid_canaries, read_answers
 from mechreward.tiny import MODEL
 
 SMALL = {"questions": "tiny:easy", "limit": 12, "known": 0.5, "eval_samples": 2, "max_new_tokens": 60, "seeds": (0,)}
@@ -89,8 +89,23 @@ def test_a_threshold_below_all_rewards_pays_all(inputs: Inputs, reward: FeatureR
 
 
 def test_the_probe_is_of_another_block(reward: FeatureReward, tmp_path: Path) -> None:
-    assert load_held_out(make_study(**SMALL), reward) is not None
+    assert load_held_out(make_study(**SMALL), reward.layer) is not None
     save_probe(replace(load_probe(PROBE), layer=reward.layer), tmp_path / "same.safetensors")
     with pytest.raises(InputError, match=f"the reward {reward.layer}; it must be another one"):
-        load_held_out(make_study(**SMALL, probe=str(tmp_path / "same.safetensors")), reward)
-    assert load_held_out(make_study(**(SMALL | {"model": "other"})), reward) is None
+        load_held_out(make_study(**SMALL, probe=str(tmp_path / "same.safetensors")), reward.layer)
+    assert load_held_out(make_study(**(SMALL | {"model": "other"})), reward.layer) is None
+
+
+def test_what_could_not_be_measured_is_found_before_training(reward: FeatureReward, tmp_path: Path) -> None:
+    right, wrong = (Evaluation(step=0, correct={"a": share, "b": 0.0}) for share in (0.5, 0.0))
+    panel = {"panel": ("tiny:easy",)}
+    assert check_measurable(make_study(**(SMALL | panel)), reward.layer, right) is None
+    for change, start, sentence in (
+        ({"probe": str(tmp_path / "none.safetensors")}, right, "^probe: .*none is neither a file"),
+        ({"panel": ("tiny:easy", "tiny:hard")}, right, "^panel: .*tiny:hard"),
+        (panel, wrong, "^questions: the starting model has no answer right"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            check_measurable(make_study(**(SMALL | change)), reward.layer, start)
+    with pytest.raises(InputError, match="it must be another one"):
+        check_measurable(make_study(**SMALL), load_probe(PROBE).layer, right)

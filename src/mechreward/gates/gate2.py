@@ -146,14 +146,14 @@ def gate2(results: StudyResults, bars: Gate2Bars | None = None, *, draws: int = 
             questions or end at different steps, or there is no run of the judged or the outcome-only arm.
     """
     bars = bars or Gate2Bars()
-    accuracies = finals(results.runs)
+    accuracies = finals(results)
     names = list(dict.fromkeys(run.arm for run in results.runs))
     if results.judged in (BASE, CONTROL):
         raise InputError(f"judged: {results.judged!r} is what an arm is judged against; name another arm")
     for needed in (results.judged, BASE):
         if needed not in names:
             raise InputError(
-                f"runs: there is no finished run of arm {needed!r}; there are {', '.join(names) or 'none'}"
+                f"runs: there is no finished run of arm {needed!r}; there are {', '.join(names)}{_crash(results)}"
             )
     pairs = [(arm, BASE) for arm in names if arm != BASE]
     pairs += [(results.judged, arm) for arm in names if arm not in (results.judged, BASE)]
@@ -176,14 +176,21 @@ def _names(crashed: Sequence[Crash]) -> str:
     return ", ".join(f"{crash.arm} seed {crash.seed}" for crash in crashed)
 
 
-def finals(runs: Sequence[ArmRun]) -> dict[str, dict[int, Array]]:
+def _crash(results: StudyResults) -> str:
+    """The first of the crashes: where runs are missing, why is likely there."""
+    return "".join(f"; {crash.arm} seed {crash.seed} crashed: {crash.error}" for crash in results.crashed[:1])
+
+
+def finals(results: StudyResults) -> dict[str, dict[int, Array]]:
     """Final accuracy by arm, seed and question, questions in sorted order.
 
     Raises:
         InputError: as `gate2` for runs that do not fit together.
     """
+    runs = results.runs
     if not runs:
-        raise InputError("runs: there are none; a study needs at least the judged and the outcome-only arm")
+        needed = "a study needs at least the judged and the outcome-only arm"
+        raise InputError(f"runs: there are none; {needed}{_crash(results)}")
     questions = sorted(runs[0].evaluations[-1].correct)
     last = runs[0].evaluations[-1].step
     found: dict[str, dict[int, Array]] = {}

@@ -164,8 +164,8 @@ def gate3(
         capability_kept(measured, bars),
         canaries_kept(measured, bars),
         drift_small(measured, bars, bootstrap),
-        scorer_kept(measured, bootstrap),
-        probe_follows(measured, bootstrap),
+        scorer_kept(measured, bars, bootstrap),
+        probe_follows(measured, bars, bootstrap),
     )
     broken, undecided = ([c for c in criteria if c.state == state] for state in ("broken", "open"))
     verdict: Verdict = "fail" if broken else "inconclusive" if undecided else "pass"
@@ -195,26 +195,26 @@ def _unmeasured(name: str, why: str, bar: float | None = None) -> Criterion:
     return Criterion(name, "open", bar, None, None, None, why)
 
 
-def _above(name: str, bar: float, value: float, low: float, high: float) -> Criterion:
+def _above(name: str, bar: float, value: float, low: float, high: float, level: float) -> Criterion:
     """Met where the interval is above the bar, broken where it is below."""
-    said = f"{value:+.3f} [{low:+.3f}, {high:+.3f}], to be above {bar:+.3f}"
+    said = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at {level:.0%}, to be above {bar:+.3f}"
     return Criterion(name, _state(low > bar, high < bar), bar, value, low, high, said)
 
 
-def _below(name: str, bar: float, value: float, low: float, high: float) -> Criterion:
-    said = f"{value:+.3f} [{low:+.3f}, {high:+.3f}], to be below {bar:+.3f}"
+def _below(name: str, bar: float, value: float, low: float, high: float, level: float) -> Criterion:
+    said = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] at {level:.0%}, to be below {bar:+.3f}"
     return Criterion(name, _state(high < bar, low > bar), bar, value, low, high, said)
 
 
 def accuracy_kept(results: StudyResults, bars: Gate3Bars) -> Criterion:
     """Judged arm less outcome-only in final accuracy."""
-    found = finals(results.runs)
+    found = finals(results)
     mine, base = found.get(results.judged, {}), found.get(BASE, {})
     both = sorted(mine.keys() & base.keys())
     if len(both) < 2:
         return _unmeasured("accuracy", f"{len(both)} seeds of both arms, 2 are needed", -bars.margin)
     apart = crossed_interval(np.stack([mine[seed] - base[seed] for seed in both]), ONE_SIDED)
-    return _above("accuracy", -bars.margin, apart.value, apart.low, apart.high)
+    return _above("accuracy", -bars.margin, apart.value, apart.low, apart.high, ONE_SIDED)
 
 
 def capability_kept(measured: Sequence[Survival], bars: Gate3Bars) -> Criterion:
@@ -229,7 +229,7 @@ def capability_kept(measured: Sequence[Survival], bars: Gate3Bars) -> Criterion:
     change = float(np.mean([task.after - task.before for row in tasks for task in row]))
     square = sum(row[0].before_error ** 2 + sum(t.after_error**2 for t in row) / len(row) ** 2 for row in tasks)
     half = float(norm.ppf((1 + ONE_SIDED) / 2)) * sqrt(square) / len(names)
-    return _above("capability", -bars.margin, change, change - half, change + half)
+    return _above("capability", -bars.margin, change, change - half, change + half, ONE_SIDED)
 
 
 def canaries_kept(measured: Sequence[Survival], bars: Gate3Bars) -> Criterion:
@@ -242,7 +242,7 @@ def canaries_kept(measured: Sequence[Survival], bars: Gate3Bars) -> Criterion:
         return _unmeasured("canaries", "they are not of the same two questions or more throughout", bars.canary_rise)
     rise_SQ = np.array([[after.paid[name] - before.paid[name] for name in names] for before, after in pairs])
     apart = crossed_interval(rise_SQ, bars.level) if len(pairs) > 1 else student_interval(rise_SQ[0], bars.level)
-    found = _below("canaries", bars.canary_rise, apart.value, apart.low, apart.high)
+    found = _below("canaries", bars.canary_rise, apart.value, apart.low, apart.high, bars.level)
     n = min(side.n for pair in pairs for side in pair)
     if n >= bars.min_canaries or found.state == "broken":
         return found
@@ -261,10 +261,10 @@ def drift_small(measured: Sequence[Survival], bars: Gate3Bars, bootstrap: Bootst
             "drift", f"the reward did not surely rise ({risen.value:+.3f}), so nothing was optimised", bars.drift
         )
     share = bootstrap(ratio(live_Q - frozen_Q, live_Q), len(live_Q))
-    return _below("drift", bars.drift, share.value, share.low, share.high)
+    return _below("drift", bars.drift, share.value, share.low, share.high, bars.level)
 
 
-def scorer_kept(measured: Sequence[Survival], bootstrap: Bootstrap) -> Criterion:
+def scorer_kept(measured: Sequence[Survival], bars: Gate3Bars, bootstrap: Bootstrap) -> Criterion:
     """AUROC within a question of the frozen reward on the policies' answers; pairs are within a policy, too."""
     lows = {one.gate1_low for one in measured}
     if None in lows or len(lows) > 1:
@@ -281,17 +281,18 @@ def scorer_kept(measured: Sequence[Survival], bootstrap: Bootstrap) -> Criterion
     if isnan(found.value) or not isfinite(found.low):
         return _unmeasured("scorer", "no question has right and wrong answers after training", bar)
     state = _state(found.value >= bar and found.low > 0.5, found.high < bar)
-    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], not to be below {bar:.3f}"
+    interval = f"[{found.low:.3f}, {found.high:.3f}] at {bars.level:.0%}"
+    said = f"{found.value:.3f} {interval}, not to be below {bar:.3f}"
     return Criterion("scorer", state, bar, found.value, found.low, found.high, said)
 
 
-def probe_follows(measured: Sequence[Survival], bootstrap: Bootstrap) -> Criterion:
+def probe_follows(measured: Sequence[Survival], bars: Gate3Bars, bootstrap: Bootstrap) -> Criterion:
     """Rise of the held-out probe."""
     if any(answer.probe is None for one in measured for answer in (*one.before, *one.after)):
         return _unmeasured("probe", "there is no held-out probe for every answer", 0.0)
     rise_Q = rises(measured, "probe")
     found = bootstrap(ratio(rise_Q, np.ones_like(rise_Q)), len(rise_Q))
-    return _above("probe", 0.0, found.value, found.low, found.high)
+    return _above("probe", 0.0, found.value, found.low, found.high, bars.level)
 
 
 def rises(measured: Sequence[Survival], field: Literal["live", "frozen", "probe"]) -> Array:

@@ -8,6 +8,8 @@ from typing import Any
 
 Number = float | int
 MISSING = "–"
+SURE = 0.05
+"""Highest p at which a change is called one."""
 ARM_LABELS = {
     "outcome": "outcome only",
     "dense": "outcome + dense",
@@ -102,3 +104,12 @@ def scalar(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(scalar, value)) or "none"
     return "none" if value is None else str(value)
+
+
+def paired_tone(paired: Mapping[str, Any]) -> str:
+    """`good` for a rise and `bad` for a fall that the interval and the test of a paired difference both show, else
+    `neutral`: with few questions that all moved alike, the bootstrap's interval leaves out 0 whatever the test says."""
+    low, high, p = paired.get("low"), paired.get("high"), paired.get("p_value")
+    if low is None or high is None or p is None or not p < SURE:
+        return "neutral"
+    return "good" if low > 0 else "bad" if high < 0 else "neutral"

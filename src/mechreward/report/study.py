@@ -14,6 +14,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from mechreward.errors import InputError
 from mechreward.files import read_json
 from mechreward.gates import (
     ArmRun,
@@ -47,6 +48,8 @@ class Study:
     manifest: dict[str, Any] | None
     survival: dict[str, Any] | None
     """gate3.json."""
+    tuning: dict[str, Any] | None
+    """tuning.json."""
 
     @property
     def arms(self) -> list[str]:
@@ -63,9 +66,16 @@ def read_study(folder: Path) -> Study | None:
     """Reads a study and judges it by Gate 2; None for a folder without a study's results.
 
     Raises:
-        InputError: if results.json does not hold a study's results that fit together.
+        InputError: if results.json does not hold a study's results that fit together, or is not there yet.
     """
     path = folder / "results.json"
+    config = read_yaml(folder / "config.yaml")
+    if config is not None and "judged" in config and not path.is_file():
+        n = len(list((folder / "runs").glob("*.json")))
+        raise InputError(
+            f"run_dir: {folder} holds a study that has not ended ({n} runs so far); go on with it by mechreward gate "
+            f"--config {folder / 'config.yaml'} --out {folder} --resume"
+        )
     record = read_json(path) if path.is_file() else None
     if not isinstance(record, dict) or "judged" not in record:
         return None
@@ -74,9 +84,10 @@ def read_study(folder: Path) -> Study | None:
         folder,
         results,
         gate2(results),
-        read_yaml(folder / "config.yaml"),
+        config,
         read_object(folder / "manifest.json"),
         read_object(folder / "gate3.json"),
+        read_object(folder / "tuning.json"),
     )
 
 
@@ -101,8 +112,14 @@ def study_facts(study: Study) -> list[tuple[str, str]]:
         ("Arms", f.count(len(study.arms))),
         ("Runs", f"{len(study.results.runs)} finished, {len(study.results.crashed)} crashed"),
         ("Steps", f.count(last.step)),
-        ("Learning rate", f.general(config.get("learning_rate"))),
+        ("Learning rate", _rates(study)),
     ]
+
+
+def _rates(study: Study) -> str:
+    """Those that the arms trained with: tuning may have chosen several."""
+    tuned = {candidate["learning_rate"] for candidate in (study.tuning or {}).values()}
+    return ", ".join(map(f.general, sorted(tuned))) or f.general((study.config or {}).get("learning_rate"))
 
 
 def arms_table(study: Study) -> Table:
@@ -131,16 +148,16 @@ def arms_table(study: Study) -> Table:
             f.count(len(runs)),
             f.percent(mean(run.curve[0][1] for run in runs)),
             f.percent(end.value),
-            f.percent_interval(end.low, end.high),
+            f.percent_interval(max(end.low, 0.0), min(end.high, 1.0)),
             *_difference(differences.get((arm, BASE))),
             *_difference(differences.get((study.gate.judged, arm))),
             "never" if steps is None else f.general(steps),
         )
         rows.append(Row(cells, strong=arm == study.gate.judged))
     note = (
-        "End: mean over seeds with Student's interval. Differences are paired by seed and question, with the interval "
-        "of a two-way analysis of variance. Steps: median over seeds to the first evaluation with at least "
-        f"{f.percent(base)}, outcome-only's mean end."
+        "End: mean over seeds with Student's interval, cut at 0 and 100%. Differences are paired by seed and question, "
+        "with the interval of a two-way analysis of variance. Steps: median over seeds to the first evaluation with at "
+        f"least {f.percent(base)}, outcome-only's mean end."
     )
     return Table(columns, rows, note)
 

@@ -1,5 +1,5 @@
 """What the top of the page says: the verdict in words, the arms at a glance, how far the run came, and why a section
-is empty. Colours follow the paired interval, never the wording: above zero good, below zero bad, else neither."""
+is empty. Colours follow the paired test, never the wording (`formats.paired_tone`)."""
 
 from __future__ import annotations
 
@@ -100,14 +100,8 @@ def _card(name: str, arm: dict[str, Any]) -> ArmCard:
         n=f"{f.count(after['n_questions'])} questions, {f.count(after['n_responses'])} responses",
         change=f"{f.points(paired.get('difference'))} points ({f.points_interval(low, high)})",
         p=f.p_value(paired.get("p_value")),
-        tone=_interval_tone(low, high),
+        tone=f.paired_tone(paired),
     )
-
-
-def _interval_tone(low: f.Number | None, high: f.Number | None) -> str:
-    if low is None or high is None:
-        return "neutral"
-    return "good" if low > 0 else "bad" if high < 0 else "neutral"
 
 
 def between_lines(run: Run) -> list[str]:
@@ -165,7 +159,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Arms", ", ".join(map(f.arm_label, run.arms)) or None),
         ("Seed", (run.manifest or {}).get("seed", config.get("seed"))),
         ("Device", (run.manifest or {}).get("device", config.get("device"))),
-        ("Runtime", None if runtime is None else f.duration(runtime)),
+        ("Runtime, last start", None if runtime is None else f.duration(runtime)),
     ]
     return [(name, f.scalar(value)) for name, value in found if value is not None]
 

@@ -83,13 +83,15 @@ class StudyConfig(ImproveConfig):
             kind, _, credit = arm.partition("/")
             if kind not in KINDS or (credit or "per_token") not in CREDITS:
                 raise ValueError(f"{arm!r} is none of {', '.join(KINDS)}, with / and one of {', '.join(CREDITS)}")
+            if kind == "outcome" and credit:
+                raise ValueError(f"{arm!r}: the outcome alone has no dense reward that a credit could be given to")
         if len(set(arms)) < len(arms) or "outcome" not in arms:
             raise ValueError("outcome has to be among them, and none may come twice")
         return arms
 
     @model_validator(mode="after")
     def _judged_runs(self) -> StudyConfig:
-        if self.judged not in self.arms or self.judged in ("outcome", "random"):
+        if self.judged not in self.arms or kind_of(self.judged) in ("outcome", "random"):
             raise ValueError(f"judged: {self.judged!r} must be one of the arms, and neither outcome nor random")
         if set(self.seeds) & set(self.tune_seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: must differ from each other and from tune_seeds")

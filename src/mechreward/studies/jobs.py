@@ -57,6 +57,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_done: Callable[[Job], None] =
 
 def _start(job: Job) -> tuple[BaseProcess, Job]:
     make_folder(job.path.parent)
+    job.log.write_text("")  # a child that fails before it opens it leaves an empty one, not that of an earlier try
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(job,), name=job.name)
     process.start()
     return process, job

@@ -10,7 +10,8 @@ report take it as they take any pack, and nothing beside FeatureReward is needed
 - `noise`      every token is paid a standard normal number that depends on the completion's states and nothing else,
                so that a resumed run draws the same
 
-The trainer gives every dense advantage the same RMS as a share of the outcome's, which is "the same spread".
+The trainer gives every dense advantage the same RMS as a share of the outcome's, which is "the same spread"; not under
+the credit `stage3`, whose lambda is no share and whose outcome term is another one, too.
 Deviation from INTUITOR: certainty is added to the outcome, per token, in place of being the only reward.
 """
 
@@ -132,13 +133,9 @@ def certainty_score(model: Any) -> Scorer:
 
 def control_reward(kind: Kind, loaded: LoadedModel, layer: int) -> FeatureReward:
     """The reward of `length`, `noise` or `certainty`; the last one reads the last block of the model in training."""
-    last = len(find_blocks(loaded.model)) - 1
-    scorers: dict[str, tuple[Scorer, int]] = {
-        "length": (length_score, layer),
-        "noise": (noise_score, layer),
-        "certainty": (certainty_score(loaded.model), last),
-    }
-    score, block = scorers[kind]
+    score, block = {"length": length_score, "noise": noise_score}.get(kind), layer
+    if score is None:
+        score, block = certainty_score(loaded.model), len(find_blocks(loaded.model)) - 1
     return ControlReward(
         kind, score, block, d_model(loaded.model), loaded.name, block_name(loaded.model, block)
     )  # fmt: skip

@@ -6,7 +6,7 @@
               for arms with one candidate
 4. runs       each arm with each seed, all arms of a seed before the next: the same starting model, questions in the
               same order; accuracy on UNKNOWN by question, sampled with the same seeds in all arms, every `eval_every`
-              steps
+              steps and at the end
 5. results    `results.json`, as Gate 2 reads it, with what crashed
 
 One JSON file a run, skipped where it is there; a run depends on its arguments alone, so that a study resumed after a
@@ -50,7 +50,7 @@ from mechreward.sae import load_sae
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
 from mechreward.studies.jobs import Job, run_jobs
 from mechreward.studies.rewards import arm_reward
-from mechreward.studies.survival import measure
+from mechreward.studies.survival import check_measurable, measure
 from mechreward.tasks import Question, QuestionSplit, save_questions, split_questions
 from mechreward.training import DenseConfig, train_arm
 
@@ -68,6 +68,8 @@ def run_study(config: StudyConfig, progress: StageProgress = silent) -> StudyRes
     folder = open_folder(inputs)
     share(inputs, folder, progress)
     start(inputs, folder, progress)
+    if config.survival:
+        check_measurable(config, load_pack(folder / "pack.json").sae.layer, read_start(folder))
     chosen = tune(config, folder, progress)
     jobs = [run_job(config, folder, arm, seed, chosen[arm]) for seed in config.seeds for arm in config.arms]
     errors = _run(jobs, config, progress, f"train {len(jobs)} runs")
@@ -101,6 +103,11 @@ def start(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
         write_json(path, _evaluation(inputs, inputs.loaded, questions, 0).model_dump(mode="json"))
 
 
+def read_start(folder: Path) -> Evaluation:
+    """What `start` wrote."""
+    return Evaluation(**read_json(folder / "start.json"))
+
+
 def _evaluation(inputs: Inputs, policy: LoadedModel, questions: Sequence[Question], step: int) -> Evaluation:
     seed = stage_seed(inputs.config.seed, "evaluate")
     answers = verified(inputs, policy, questions, inputs.config.eval_samples, seed, lambda _: None)
@@ -126,7 +133,7 @@ def run_arm(
     """Trains one arm with one seed and writes its accuracy by question to `path`.
 
     Args:
-        trial: train for `tune_steps` and test on the part of KNOWN that tuning keeps aside, after the last step only.
+        trial: train for `tune_steps` and test on the part of KNOWN that tuning keeps aside, at the end only.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -134,10 +141,11 @@ def run_arm(
     inputs = prepare(config)
     trained_on, tested_on = sides(config, inputs, trial)
     steps = config.tune_steps or config.steps if trial else config.steps
-    evaluations = [] if trial else [Evaluation(**read_json(folder / "start.json"))]
+    evaluations = [] if trial else [read_start(folder)]
 
     def evaluate(policy: LoadedModel, step: int) -> None:
-        evaluations.append(_evaluation(inputs, policy, tested_on, step))
+        if step < steps:
+            evaluations.append(_evaluation(inputs, policy, tested_on, step))
 
     # A checkpoint of a run that was killed would be gone on with, without the evaluations before it.
     checkpoints = folder / "checkpoints" / path.stem
@@ -155,6 +163,8 @@ def run_arm(
         dense=_dense(config, arm, candidate),
         evaluate=evaluate,
     )
+    # Of what training gives back: where the guards stopped it, the last good policy.
+    evaluations.append(_evaluation(inputs, policy, tested_on, steps))
     run = ArmRun(arm=arm, seed=seed, evaluations=tuple(evaluations))
     if config.survival and arm == config.judged and not trial:
         found = measure(config, prepare(config), policy, reward, tested_on, seed, stage_seed(config.seed, "evaluate"))

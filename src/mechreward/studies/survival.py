@@ -14,8 +14,8 @@ from math import isnan
 import numpy as np
 import torch
 
-from mechreward.errors import InputError
-from mechreward.gates import Answer, Canaries, Survival, question_means
+from mechreward.errors import InputError, named
+from mechreward.gates import Answer, Canaries, Evaluation, Survival, question_means
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
@@ -26,10 +26,11 @@ from mechreward.reward.feature_reward import read_tokens
 from mechreward.rollout import Response
 from mechreward.studies.capability import Score, panel_of, panel_scores
 from mechreward.studies.config import StudyConfig
-from mechreward.tasks import Question
+from mechreward.tasks import Question, load_questions
 
 PROBE = "tiny/correctness_probe_l3"
 """Of the bundled model."""
+NO_RIGHT_ANSWER = "questions: the starting model has no answer right, so there is no reward of a right one"
 
 
 def measure(
@@ -51,14 +52,14 @@ def measure(
         InputError: if the probe reads the reward's own block, or none of the starting model's answers is right.
     """
     base = inputs.loaded
-    probe = load_held_out(config, reward)
+    probe = load_held_out(config, reward.layer)
     sides: list[tuple[Answer, ...]] = []
     for model in (base, policy):
         given = verified(inputs, model, questions, config.eval_samples, answer_seed, lambda _: None)
         sides.append(read_answers(given, reward, model, base, probe))
     right = [answer.frozen for answer in sides[0] if answer.correct]
     if not right:
-        raise InputError("questions: the starting model has no answer right, so there is no reward of a right one")
+        raise InputError(NO_RIGHT_ANSWER)
     threshold = float(np.median(right))
     before, after = (paid_canaries(reward, model, questions, threshold) for model in (base, policy))
     validation = reward.pack.validation
@@ -74,17 +75,31 @@ def measure(
     )
 
 
-def load_held_out(config: StudyConfig, reward: FeatureReward) -> LinearProbe | None:
+def load_held_out(config: StudyConfig, reward_layer: int) -> LinearProbe | None:
     """The probe that is never in a reward: the settings', the tiny model's own, or none."""
     source = config.probe or (PROBE if config.model == "tiny" else None)
     if source is None:
         return None
     probe = load_probe(source)
-    if probe.layer is None or probe.layer == reward.layer:
+    if probe.layer is None or probe.layer == reward_layer:
         raise InputError(
-            f"probe: {source} reads block {probe.layer}, the reward {reward.layer}; it must be another one"
+            f"probe: {source} reads block {probe.layer}, the reward {reward_layer}; it must be another one"
         )
     return probe
+
+
+def check_measurable(config: StudyConfig, reward_layer: int, start: Evaluation) -> None:
+    """Checks what `measure` will ask for, before a run is trained that it could not measure.
+
+    Raises:
+        InputError: as `measure`, and for a source of the panel that cannot be loaded.
+    """
+    load_held_out(config, reward_layer)
+    for source in config.panel:
+        with named(source="panel"):
+            load_questions(source, limit=1, seed=config.seed, prompt_format=config.prompt_format)
+    if not any(start.correct.values()):
+        raise InputError(NO_RIGHT_ANSWER)
 
 
 @torch.no_grad()
