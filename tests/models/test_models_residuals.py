@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -310,3 +313,17 @@ def test_norm_outliers_drops_only_what_exceeds_ten_masked_medians() -> None:
     assert norm_outliers(h_BTD, mask_BT).tolist() == [[True] * 3 + [False] * 3, [True] * 2 + [False] * 4]
     assert norm_outliers(h_BTD, mask_BT, factor=10.2).tolist() == mask_BT.tolist()
     assert norm_outliers(h_BTD, torch.zeros_like(mask_BT)).sum() == 0
+
+
+@given(st.integers(0, 999), st.integers(1, 5), st.integers(1, 9))
+def test_norm_outliers_takes_the_lower_median_of_each_rows_numbers(seed: int, rows: int, tokens: int) -> None:
+    rng = np.random.default_rng(seed)
+    norm_BT = rng.choice([0.5, 1.0, 4.0, 30.0, np.inf, np.nan], size=(rows, tokens))
+    mask_BT = rng.random((rows, tokens)) < 0.7
+    wanted = np.zeros_like(mask_BT)
+    for b in range(rows):
+        counted = sorted(x for x, seen in zip(norm_BT[b], mask_BT[b], strict=True) if seen and not np.isnan(x))
+        if counted:
+            wanted[b] = mask_BT[b] & (norm_BT[b] <= 10 * counted[(len(counted) - 1) // 2])
+    h_BTD = torch.tensor(norm_BT)[..., None]
+    assert norm_outliers(h_BTD, torch.tensor(mask_BT)).tolist() == wanted.tolist()

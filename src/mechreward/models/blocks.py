@@ -85,7 +85,8 @@ def context_length(model: nn.Module) -> int | None:
 
 def vocabulary_size(model: nn.Module) -> int:
     """Rows of the embedding matrix: token ids go from 0 to one less."""
-    return int(unwrap(model).get_input_embeddings().get_parameter("weight").shape[0])
+    # Not from the matrix: sharded weights (ZeRO-3) are empty between two forwards.
+    return int(text_config(model).vocab_size)
 
 
 def check_layer(model: nn.Module, layer: int) -> None:

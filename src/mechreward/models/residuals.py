@@ -126,8 +126,11 @@ def norm_outliers(
     if not mask_BT.numel():
         return mask_BT.clone()
     norm_BT = h_BTD.float().norm(dim=-1)
-    median_B = norm_BT.masked_fill(~mask_BT, torch.nan).nanmedian(dim=1).values
-    return mask_BT & (norm_BT <= factor * median_B[:, None])
+    counted_BT = mask_BT & ~norm_BT.isnan()
+    # The lower median by sorting: torch's own has no deterministic form on CUDA.
+    sorted_BT = norm_BT.masked_fill(~counted_BT, torch.inf).sort(dim=1).values
+    middle_B1 = (counted_BT.sum(dim=1, keepdim=True) - 1).clamp(min=0) // 2
+    return mask_BT & (norm_BT <= factor * sorted_BT.gather(1, middle_B1))
 
 
 def _stream(
