@@ -7,10 +7,28 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedModel,
+)
 
 from mechreward.errors import InputError
-from mechreward.models import check_layer, context_length, d_model, find_blocks, n_blocks, unwrap, vocabulary_size
+from mechreward.models import (
+    check_layer,
+    context_length,
+    d_model,
+    find_blocks,
+    find_decoder,
+    n_blocks,
+    read_residuals,
+    unwrap,
+    vocabulary_size,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +60,21 @@ def test_blocks_of_llama_qwen_and_gpt2_are_their_own_lists(tiny_llama, tiny_qwen
 def test_blocks_of_a_multimodal_model_are_those_of_its_language_model(tiny_gemma3) -> None:
     assert find_blocks(tiny_gemma3) is tiny_gemma3.model.language_model.layers
     assert (n_blocks(tiny_gemma3), d_model(tiny_gemma3)) == (3, 24)
+
+
+def test_blocks_of_llama_4_and_mpt() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"intermediate_size": 16, "intermediate_size_mlp": 16, "num_local_experts": 1, "num_key_value_heads": 2}
+    llama4 = Llama4ForCausalLM(Llama4TextConfig(**sizes, **experts, head_dim=8)).eval()
+    mpt = MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4)).eval()
+    assert find_blocks(llama4) is llama4.model.layers and find_decoder(llama4) is llama4.model
+    assert find_blocks(mpt) is mpt.transformer.blocks
+    prompts, rows = [[3, 5, 6]] * 2, [[7, 8], [9]]
+    for model in (llama4, mpt):
+        h_BTD, _ = read_residuals(model, prompts, rows, 0)
+        with torch.no_grad():
+            state = model(torch.tensor([[3, 5, 6, 7, 8]]), output_hidden_states=True).hidden_states[1][0, 3:]
+        torch.testing.assert_close(h_BTD[0], state, atol=1e-5, rtol=1e-4)
 
 
 def test_blocks_are_found_through_peft_compile_and_the_bare_decoder(tiny_llama) -> None:

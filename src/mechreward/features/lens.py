@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mechreward.errors import InputError
 from mechreward.features.nodes import check_fit
-from mechreward.models import LoadedModel, unwrap
+from mechreward.models import LoadedModel, find_decoder, unwrap
 from mechreward.sae import SAE
 
 FINAL_NORMS = ("norm", "ln_f")
@@ -56,7 +56,7 @@ def logit_lens(loaded: LoadedModel, sae: SAE, feature_ids: Sequence[int], k: int
 def lens_logits(model: nn.Module, rows_KD: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
     """Logits of decoder rows, float32, on the CPU."""
     inner = unwrap(model)
-    children = dict(inner.get_decoder().named_children())
+    children = dict(find_decoder(inner).named_children())
     name = next((name for name in FINAL_NORMS if name in children), None)
     head = inner.get_output_embeddings()
     if name is None or head is None:

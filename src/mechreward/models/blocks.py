@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mechreward.errors import InputError
 
-BLOCK_LISTS = ("layers", "h")  # the second is GPT-2's name
+BLOCK_LISTS = ("layers", "h", "blocks")  # the second is GPT-2's name, the third MPT's
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -38,17 +38,29 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The decoder without its head, which keeps the blocks; for a multimodal model that of its language model."""
+    decoder = unwrap(model).get_decoder()
+    # Llama 4 gives its model with the head on.
+    return decoder if _block_list(decoder) is not None else dict(decoder.named_children()).get("model", decoder)
+
+
+def _block_list(decoder: nn.Module) -> nn.ModuleList | None:
+    children = dict(decoder.named_children())
+    lists = (children.get(name) for name in BLOCK_LISTS)
+    return next((each for each in lists if isinstance(each, nn.ModuleList)), None)
+
+
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks in order, whatever wraps the model; for a multimodal model those of its language model.
 
     Raises:
         InputError: if the decoder has no list of blocks under a known name.
     """
-    decoder = unwrap(model).get_decoder()
-    children = dict(decoder.named_children())
-    for name in BLOCK_LISTS:
-        if isinstance(children.get(name), nn.ModuleList):
-            return children[name]
+    decoder = find_decoder(model)
+    blocks = _block_list(decoder)
+    if blocks is not None:
+        return blocks
     names = " or ".join(BLOCK_LISTS)
     raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {names}; it is not supported")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -79,7 +79,7 @@ class SharedPrompts:
         """
         which_B = torch.tensor(which, device=ids_BT.device)
         cache = copy.copy(self._cache)
-        cache.layers = [_RowsOf(layer, which_B) for layer in self._cache.layers]
+        cache.layers = [_RowsOf(cast(DynamicLayer, layer), which_B) for layer in self._cache.layers]
         return {
             "input_ids": ids_BT,
             "attention_mask": torch.cat([self._seen_NP[which_B], mask_BT], dim=1).long(),

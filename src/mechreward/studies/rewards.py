@@ -34,7 +34,7 @@ from mechreward.features.crossfit import PENALTY, centred
 from mechreward.files import sha256_bytes
 from mechreward.gates import read_scores
 from mechreward.gates.dense import raw_direction
-from mechreward.models import LoadedModel, block_name, d_model, find_blocks, norm_outliers, unwrap
+from mechreward.models import LoadedModel, block_name, d_model, find_blocks, find_decoder, norm_outliers, unwrap
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
 from mechreward.rollout import Response
@@ -118,7 +118,7 @@ def noise_score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 def certainty_score(model: Any) -> Scorer:
     """KL(uniform || p) in nats of the next-token distribution of each last-block state, by the model's own head."""
     inner = unwrap(model)
-    parts = dict(inner.get_decoder().named_children())
+    parts = dict(find_decoder(model).named_children())
     norms = [parts[name] for name in FINAL_NORMS if name in parts]
     if not norms:
         raise InputError(f"arms: certainty needs the decoder's last norm ({' or '.join(FINAL_NORMS)}), it has none")
@@ -133,8 +133,8 @@ def certainty_score(model: Any) -> Scorer:
 
 def control_reward(kind: Kind, loaded: LoadedModel, layer: int) -> FeatureReward:
     """The reward of `length`, `noise` or `certainty`; the last one reads the last block of the model in training."""
-    score, block = {"length": length_score, "noise": noise_score}.get(kind), layer
-    if score is None:
+    score, block = length_score if kind == "length" else noise_score, layer
+    if kind == "certainty":
         score, block = certainty_score(loaded.model), len(find_blocks(loaded.model)) - 1
     return ControlReward(
         kind, score, block, d_model(loaded.model), loaded.name, block_name(loaded.model, block)

@@ -34,7 +34,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.hacking import DualVerifier
-from mechreward.models import unwrap
+from mechreward.models import find_decoder, unwrap
 from mechreward.reward import Advantages, dense_advantages, stage3_advantages, step_ends, token_credit
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.batch import completions_of, like, loss_mask, prompts_of, rows_of_all, sample, totals
@@ -265,7 +265,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         if reader == "frozen":
             adapters_off = policy.disable_adapter()
         with adapters_off:
-            yield unwrap(policy).get_decoder()
+            yield find_decoder(policy)
 
     def _sum(self, parts: list[TokenRewards]) -> TokenRewards:
         total_BT = sum(weight * values for weight, (values, _) in zip(self.dense_weights, parts, strict=True))

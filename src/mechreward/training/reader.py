@@ -26,7 +26,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from mechreward.errors import InputError
-from mechreward.models import find_blocks, unwrap
+from mechreward.models import find_blocks, find_decoder
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
 
@@ -158,7 +158,7 @@ def dropout(model: nn.Module) -> str | None:
 
     Attention takes its share from a field of the module (`attention_dropout`), not from an `nn.Dropout`.
     """
-    for name, module in unwrap(model).get_decoder().named_modules():
+    for name, module in find_decoder(model).named_modules():
         fields = ("p",) if isinstance(module, nn.Dropout) else [key for key in vars(module) if "drop" in key]
         for key in fields if module.training else ():
             share = getattr(module, key)
@@ -218,6 +218,6 @@ def refuse_sharded(sharded: bool, asked: str, instead: str) -> None:
 
 def frozen_decoder(model: Any, layer: int) -> nn.Module:
     """A copy of the model's decoder as it is now, without the blocks after `layer`, taking no gradient."""
-    decoder = copy.deepcopy(unwrap(model).get_decoder())
+    decoder = copy.deepcopy(find_decoder(model))
     del find_blocks(decoder)[layer + 1 :]
     return decoder.eval().requires_grad_(False)
