@@ -145,23 +145,3 @@ def test_exact_products_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.tensor([[1.0, 2.0**-30], [2.0, 1.0]])
     rows, ids = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 0])
     assert encoder().exact(x, rows, ids).tolist() == [3.0, 10.0, 1.0, 2.0**-30, 3.0]
-
-
-def test_decisions_do_not_depend_on_a_trainers_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    activations = Encoder.activations
-
-    def spy(self: Encoder, x_ND: Tensor, ids_K: Tensor | None = None) -> Tensor:
-        seen.append(torch.get_float32_matmul_precision())
-        return activations(self, x_ND, ids_K)
-
-    monkeypatch.setattr(Encoder, "activations", spy)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        sae = make("relu", torch.randn(1, D), torch.randn(F, D))
-        sae.encode(torch.randn(2, D))
-        sae.read(torch.randn(2, D), [1])
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen == ["highest", "highest"]

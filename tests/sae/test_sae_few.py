@@ -154,6 +154,14 @@ def test_what_is_not_finite_is_refused(random_sae: Callable[..., SAE], architect
         random_sae(architecture).reader([40])
 
 
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+@pytest.mark.parametrize("width", [1, D - 1, D + 1])
+def test_residuals_of_another_width_are_refused(random_sae: Callable[..., SAE], architecture: str, width: int) -> None:
+    # Width 1 would fit any encoder by broadcasting, once b_dec is subtracted.
+    with pytest.raises(InputError, match=f"reads width 6 but the residuals have width {width}"):
+        random_sae(architecture).reader([1, 2])(torch.ones(3, width))
+
+
 def test_no_gradient_autocast_or_half_precision_inside(random_sae: Callable[..., SAE]) -> None:
     sae = random_sae("topk")
     h = torch.randn(2, D, generator=torch.Generator().manual_seed(1), requires_grad=True)

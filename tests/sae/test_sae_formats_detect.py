@@ -66,6 +66,14 @@ def test_torch_files(file: str, held: dict[str, object], format_name: str, tmp_p
         assert (found.name, found.path) == (format_name, tmp_path / file)
 
 
+def test_a_config_beside_openais_file_is_not_its_own(tmp_path: Path) -> None:
+    make(tmp_path, "config.json")
+    torch.save({"encoder.weight": torch.zeros(1), "latent_bias": torch.zeros(1)}, tmp_path / "8.pt")
+    assert find_format(tmp_path / "8.pt").name == "OpenAI"
+    torch.save({"encoder_linear.weight": torch.zeros(1)}, tmp_path / "m.pth")
+    assert find_format(tmp_path / "m.pth").name == "Goodfire"
+
+
 def test_dictionary_learning_needs_its_configuration(tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "ae.pt")
     with pytest.raises(InputError, match="ae.pt, with encoder.weight, is in no format known here"):

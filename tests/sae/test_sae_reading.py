@@ -76,12 +76,11 @@ def test_read_is_encode_indexed(
     sae = replace(sae, W_enc_DF=sae.W_enc_DF * 10.0 ** powers[0], b_enc_F=sae.b_enc_F * 10.0 ** powers[1])
     h = h * torch.where(torch.rand(*shape, 1, generator=g) < 0.5, 10.0 ** powers[2], 1.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sae_module, "BLOCK_TOKENS", sizes[0])
-        patch.setattr(sae_module, "BLOCK_BYTES", 0)
+        patch.setattr(reading, "BLOCK_TOKENS", sizes[0])
         patch.setattr(sae_module, "INPUT_BYTES", 4 * D * sizes[1])
         patch.setattr(reading, "FIRST_STAGE", sizes[2])
         patch.setattr(reading, "half_pays", lambda _: half)
-        patch.setattr(reading, "ON_CPU", reading.Sizes(stage=8, piece=8 * F))
+        patch.setattr(reading, "ON_CPU", reading.Sizes(stage=8, piece=8 * F, block=0))
         assert_reads_as_encoded(sae, h, ids)
 
 
@@ -240,12 +239,27 @@ def test_values_that_rounding_could_take_for_zero(monkeypatch: pytest.MonkeyPatc
 
 def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, h = few_fire_often(140)
-    monkeypatch.setattr(sae_module, "BLOCK_TOKENS", 7)
-    monkeypatch.setattr(sae_module, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(reading, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(reading, "ON_CPU", reading.Sizes(block=0))
     work = Work(monkeypatch)
     sae.read(h, [0, 3, 63])
     assert sum(work.counted) == 140
     assert max(work.counted) == 7
+
+
+@pytest.mark.parametrize(
+    ("device", "n_features", "tokens"),
+    [
+        ("cpu", 1024, 1024),  # 4 MiB of float32
+        ("cpu", 8192, 128),
+        ("cpu", 2**20, 128),
+        ("cuda", 1024, 65536),  # 256 MiB
+        ("cuda:1", 40960, 1638),
+        ("cuda", 2**20, 128),
+    ],
+)
+def test_a_gpu_is_given_larger_blocks(device: str, n_features: int, tokens: int) -> None:
+    assert reading.block_tokens(n_features, torch.device(device)) == tokens
 
 
 def test_nothing_positive_costs_nothing(random_sae: Callable[..., SAE], monkeypatch: pytest.MonkeyPatch) -> None:

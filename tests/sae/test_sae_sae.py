@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import mechreward.sae.sae as sae_module
+import mechreward.sae.reading as reading
 from mechreward.errors import InputError
 from mechreward.sae import SAE, SAEMeta
 
@@ -124,8 +124,8 @@ def test_blocks_of_tokens_do_not_change_the_result(architecture: str, monkeypatc
     sae, h = random_sae(architecture), torch.randn(10, 6).round()
     sae = replace(sae, W_enc_DF=sae.W_enc_DF.round())
     whole, fvu = sae.encode(h), sae.fvu(h)
-    monkeypatch.setattr(sae_module, "BLOCK_TOKENS", 3)
-    monkeypatch.setattr(sae_module, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(reading, "BLOCK_TOKENS", 3)
+    monkeypatch.setattr(reading, "ON_CPU", reading.Sizes(block=0))
     assert torch.equal(sae.encode(h) > 0, whole > 0)
     assert torch.allclose(sae.encode(h), whole, atol=1e-6)
     assert sae.fvu(h) == pytest.approx(fvu, rel=1e-6)
@@ -157,6 +157,29 @@ def test_float32_whatever_comes_in(dtype: torch.dtype) -> None:
 def test_weights_of_any_float_type_become_float32() -> None:
     sae = SAE("relu", *(t.to(torch.bfloat16) for t in (W_ENC, B_ENC, W_DEC, B_DEC)), META)
     assert {t.dtype for t in sae.weights().values()} == {torch.float32}
+
+
+def test_weights_in_their_stored_layout_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = random_sae("jumprelu")
+    # The largest matrix was copied at every `replace`, too: what changes the label only must not need its memory again.
+    for same in (sae.to("cpu"), replace(sae, meta=META), replace(sae, b_dec_D=torch.zeros(6))):
+        assert same.W_enc_DF.data_ptr() == sae.W_enc_DF.data_ptr()
+        assert same.W_dec_FD.data_ptr() == sae.W_dec_FD.data_ptr()
+    # Feature by feature, whichever way the weights came.
+    by_row, by_feature = torch.randn(6, 17), torch.randn(17, 6)
+    for given in (by_row, by_feature.T):
+        held = replace(sae, W_enc_DF=given).W_enc_DF
+        assert torch.equal(held, given) and held.T.is_contiguous()
+    assert held.data_ptr() == by_feature.data_ptr()
+    # The check for NaN copies nothing either, unless it has found one.
+    monkeypatch.setattr(Tensor, "isfinite", lambda x: torch.isfinite(x) if x.ndim < 2 else pytest.fail("a copy"))
+    replace(sae, meta=META)
+
+
+def test_large_weights_are_finite() -> None:
+    W_dec = W_DEC.clone()
+    W_dec[1:, 0] = 3e38  # each is finite, their sum is not
+    assert torch.equal(replace(small(), W_dec_FD=W_dec).W_dec_FD, W_dec)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu"])

@@ -13,8 +13,6 @@ lie there, so the rule costs little. Deviation from sae-lens and torch.topk: the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -186,21 +184,3 @@ class Encoder:
 
 def _pick(values_F: Tensor, ids: Tensor | None) -> Tensor:
     return values_F if ids is None else values_F[ids]
-
-
-def is_plain(device: torch.device) -> bool:
-    """Whether float32 is computed as it should be, and without gradient, already."""
-    precise = torch.get_float32_matmul_precision() == "highest"
-    return precise and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
-
-
-@contextmanager
-def plain_float32(device: torch.device) -> Iterator[None]:
-    """No gradient, no autocast, no TF32: a trainer's settings must not change what the gate measured."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

@@ -209,12 +209,15 @@ def _matrix_readings(sae: SAE, h_ND: Float[Tensor, "n d"]) -> Iterator[_Reading]
     """The same numbers in the same order, laid out as the transpose: undoes a reshape where a transpose was needed."""
     W_enc_DF = sae.W_enc_DF.reshape(sae.d_sae, sae.d_model).T
     W_dec_FD = sae.W_dec_FD.reshape(sae.d_model, sae.d_sae).T
-    for names, turned in (
-        ("W_enc", replace(sae, W_enc_DF=W_enc_DF)),
-        ("W_dec", replace(sae, W_dec_FD=W_dec_FD)),
-        ("W_enc and W_dec", replace(sae, W_enc_DF=W_enc_DF, W_dec_FD=W_dec_FD)),
-    ):
-        yield _Reading(turned.fvu(h_ND), "a transposed matrix", f"with {names} taken for stored the other way round")
+    turned: dict[str, dict[str, Tensor]] = {
+        "W_enc": {"W_enc_DF": W_enc_DF},
+        "W_dec": {"W_dec_FD": W_dec_FD},
+        "W_enc and W_dec": {"W_enc_DF": W_enc_DF, "W_dec_FD": W_dec_FD},
+    }
+    for names, changes in turned.items():
+        # Each is made here, not before: a turned matrix is a copy.
+        fvu = replace(sae, **changes).fvu(h_ND)  # type: ignore[arg-type]
+        yield _Reading(fvu, "a transposed matrix", f"with {names} taken for stored the other way round")
 
 
 def _what_is_left(sae: SAE, check: SAECheck, h_ND: Float[Tensor, "n d"]) -> str:

@@ -4,7 +4,8 @@
 itself. Here all that does not depend on the tokens is made ready once. ReLU, JumpReLU and Gated compute the chosen
 features by the rule of `arithmetic`, as `SAE.read` does. TopK computes every pre-activation and compares the chosen
 ones with the k-th largest, or encodes the tokens in full where rounding could decide (`Encoder.activations` has the
-bars): exactly the same features are active. What is not finite is left to `SAE.read`, which refuses it.
+bars): exactly the same features are active. What is not finite, or of another width, is left to `SAE.read`, which
+refuses it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechreward.sae.arithmetic import Encoder, is_plain, plain_float32
+from mechreward.sae.arithmetic import Encoder
+from mechreward.sae.precision import is_plain, plain_float32
 
 FEW = 2**23
 """Products, N x D x F, up to which a full matrix product is faster than the staged reading, measured on a CPU."""
@@ -47,7 +49,8 @@ class FewReader:
         Raises:
             InputError: as `SAE.read`.
         """
-        if not len(self.ids_K) or not 0 < h_ND.numel() * self.encoder.n_features <= FEW:
+        fits = h_ND.shape[-1] == self.encoder.W_FD.shape[1]
+        if not len(self.ids_K) or not fits or not 0 < h_ND.numel() * self.encoder.n_features <= FEW:
             return self.read(h_ND)
         device = self.ids_K.device
         with nullcontext() if is_plain(device) else plain_float32(device):

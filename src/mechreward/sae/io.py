@@ -3,6 +3,11 @@
 `loading` finds and reads files of every format and hands them over in this form. Strict where a wrong guess would read
 wrong features: an unknown architecture or input normalisation, an unknown tensor or a hook other than a block's
 residual stream is refused by name. Nothing here imports sae-lens, but for `require_sae_lens`.
+
+An SAE may have been trained on a model whose writing weights were centered (TransformerLens'
+`center_writing_weights`): the residual stream of a model with layer norm then lacks its mean over the width, and
+nothing else changes. SAE Lens notes that among the options to load the model with; here it is the input normalisation
+`center`, so that the SAE reads the plain model and its reconstruction gets the mean back.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ TENSORS: dict[Architecture, dict[str, str]] = {
     "topk": {"b_enc": "b_enc_F"},
 }
 """The tensors of length F of each architecture: SAE Lens' name and ours."""
+CENTERED = {"center_writing_weights": True}
 # The first release of sae-lens with this layout: older files are read by it in another way.
 FORMAT_VERSION = "6.0.0"
 # sae-lens adds this before it takes the logarithm of a frequency.
@@ -83,6 +89,7 @@ def sae_from_parts(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], *, rel
     architecture = _architecture(cfg)
     own = TENSORS[architecture]
     _check_tensors(tensors, list(own), _size(cfg, "d_in"), _size(cfg, "d_sae"))
+    metadata = cfg.get("metadata") or {}
     rest: dict[str, Any] = {field: tensors[name] for name, field in own.items()}
     return SAE(
         architecture=architecture,
@@ -92,8 +99,8 @@ def sae_from_parts(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], *, rel
         k=_size(cfg, "k") if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
         rescale_acts_by_decoder_norm=architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-        input_norm=_input_norm(cfg.get("normalize_activations", "none")),
-        meta=_meta(cfg.get("metadata") or {}, release, sae_id),
+        input_norm=_input_norm(cfg.get("normalize_activations", "none"), metadata),
+        meta=_meta(metadata, release, sae_id),
         **rest,
     )
 
@@ -138,13 +145,18 @@ def _architecture(cfg: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[cfg["architecture"]]
 
 
-def _input_norm(name: str) -> InputNorm:
-    for known in get_args(InputNorm):
-        if name == known:
-            return known
-    allowed = ", ".join(get_args(InputNorm))
-    why = "; its scale is not in the file, fold it into the weights first" if name == "expected_average_only_in" else ""
-    raise InputError(f"normalize_activations: {name!r} is not one of {allowed}{why}")
+def _input_norm(name: str, metadata: Mapping[str, Any]) -> InputNorm:
+    known = {norm: norm for norm in get_args(InputNorm) if norm != "center"}
+    if name not in known:
+        why = "; its scale is not in the file, fold it into the weights first"
+        why = why if name == "expected_average_only_in" else ""
+        raise InputError(f"normalize_activations: {name!r} is not one of {', '.join(known)}{why}")
+    # Layer norm takes the mean away by itself.
+    if not (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights") or name == "layer_norm":
+        return known[name]
+    if name != "none":
+        raise InputError(f"normalize_activations: {name!r} of a model with center_writing_weights is not supported")
+    return "center"
 
 
 def _require(cfg: Mapping[str, Any], key: str) -> None:
@@ -197,7 +209,7 @@ def _config(sae: SAE) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
-        "normalize_activations": sae.input_norm,
+        "normalize_activations": "none" if sae.input_norm == "center" else sae.input_norm,
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": FORMAT_VERSION,
@@ -208,6 +220,8 @@ def _config(sae: SAE) -> dict[str, Any]:
             "sae_id": sae.meta.sae_id,
         },
     }
+    if sae.input_norm == "center":
+        cfg["metadata"]["model_from_pretrained_kwargs"] = CENTERED
     if sae.architecture == "topk":
         cfg |= {"k": sae.k, "rescale_acts_by_decoder_norm": sae.rescale_acts_by_decoder_norm}
     return cfg

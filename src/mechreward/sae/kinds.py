@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from mechreward.sae.sae import SAE
 
 Architecture = Literal["topk", "relu", "jumprelu", "gated"]
-InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
-"""What is done to a residual first: nothing; subtract its mean and divide by its standard deviation + 1e-5 (with
-Bessel's correction, as OpenAI's and SAE Lens' code); or scale it to norm sqrt(D)."""
+InputNorm = Literal["none", "center", "layer_norm", "constant_norm_rescale"]
+"""What is done to a residual first: nothing; subtract its mean over the width; do that and divide by its standard
+deviation + 1e-5 (with Bessel's correction, as OpenAI's and SAE Lens' code); or scale it to norm sqrt(D)."""
 
 NEEDED: dict[str, tuple[str, ...]] = {"jumprelu": ("threshold_F",), "gated": ("b_gate_F", "r_mag_F")}
 """Tensors of an architecture beyond the four that all have; the others must not have them."""
@@ -39,7 +39,8 @@ def check_fields(sae: SAE) -> None:
         if tuple(tensor.shape) != wanted.get(name, (f,)):
             shape = wanted.get(name, (f,))
             raise InputError(f"{name}: shape {tuple(tensor.shape)} is not {shape}, as an SAE of {d} x {f} needs")
-        if not tensor.isfinite().all():
+        # One number that is not finite makes the sum so: `isfinite` copies the tensor, the sum does not.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise InputError(f"{name}: the SAE's weights hold NaN or infinity; all must be finite")
     if sae.architecture == "topk" and not (sae.k is not None and 1 <= sae.k <= f):
         raise InputError(f"k: {sae.k} is not between 1 and the SAE's {f} features")
@@ -53,6 +54,8 @@ def check_fields(sae: SAE) -> None:
 
 def norm_statistics(rows: Tensor, norm: InputNorm) -> tuple[Tensor, Tensor]:
     """(shift, scale) of each residual: `norm` makes it (h - shift) / scale."""
+    if norm == "center":
+        return rows.mean(-1, keepdim=True), torch.ones_like(rows[..., :1])
     if norm == "layer_norm":
         return rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True)
     scale = rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5

@@ -8,12 +8,18 @@ checkpoint of the first mechreward (`sae_final.pt`), as in that library's quicks
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from mechreward.errors import InputError
 from mechreward.sae.cache import cache_dir
@@ -41,12 +47,13 @@ def load_sae(
         sae_id: the SAE within the release; for a folder, a file or folder in it.
         device: where the weights go.
         layer: 0-based decoder block whose output it reads, where the file does not say so.
-        model_name: model it was trained on, where the file does not say so.
+        model_name: model it was trained on; counts before what the file says.
         k: features kept a token, where a TopK SAE's file does not say so.
 
     Raises:
         InputError: if nothing is found there; if what is found is damaged, incomplete or of an unsupported kind; if it
-            does not tell its layer (or k) and neither does the caller; or if file and caller do not agree.
+            does not tell its layer (or k) and neither does the caller; if file and caller do not agree on it; or if the
+            hub refuses a repository or cannot be asked.
     """
     given = Given(layer, model_name, k)
     path = Path(release).expanduser()
@@ -72,7 +79,7 @@ def load_topk_sae(
     Args:
         checkpoint: `sae_final.pt` (or its folder), or a hub repository that holds it.
         device: where the weights go; the CPU if not given.
-        model_name: model it was trained on, where the `.json` beside it does not say so.
+        model_name: model it was trained on; counts before what the `.json` beside it says.
         layer: block that it reads, where the `.json` does not say so.
         release: label to keep instead of the path.
         sae_id: label to keep.
@@ -110,14 +117,36 @@ def _topk_checkpoint(repository: str) -> Path | None:
     """The downloaded `sae_final.pt` of a hub repository, with its notes beside it; None if it has none."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return None
+    checkpoint = _from_hub(repository, TOPK_FILE)
+    if checkpoint is not None:
+        _from_hub(repository, TOPK_NOTES)  # without notes, the layer comes from sae_id or the caller
+    return checkpoint
+
+
+def _from_hub(repository: str, name: str) -> Path | None:
+    """A downloaded file of a hub repository; None where the hub says that there is no such file or repository.
+
+    Raises:
+        InputError: if the hub refuses it or cannot be asked, with the reason.
+    """
     folder = cache_dir() / "hub"
     try:
-        checkpoint = hf_hub_download(repository, TOPK_FILE, cache_dir=folder)
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return Path(hf_hub_download(repository, name, cache_dir=folder))
+    except GatedRepoError as error:  # by its class a RepositoryNotFoundError, too
+        raise _refusal(repository, name, error) from error
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         return None
-    with suppress(EntryNotFoundError):  # without notes, the layer comes from sae_id or the caller
-        hf_hub_download(repository, TOPK_NOTES, cache_dir=folder)
-    return Path(checkpoint)
+    except LocalEntryNotFoundError as error:
+        # The hub cannot be asked, or does not answer; what it said before is in the cache.
+        if try_to_load_from_cache(repository, name, cache_dir=folder) is _CACHED_NO_EXIST:
+            return None
+        raise _refusal(repository, name, error.__cause__ or error) from error
+    except (OSError, HTTPError) as error:
+        raise _refusal(repository, name, error) from error
+
+
+def _refusal(repository: str, name: str, reason: BaseException) -> InputError:
+    return InputError(f"sae: the hub does not give {name} of {repository!r}: {' '.join(str(reason).split())}")
 
 
 def _with_layer_of(sae_id: str | None, given: Given) -> Given:

@@ -34,6 +34,8 @@ GROWTH = 1.5
 """Of each stage over the one before."""
 COPY_ROWS = 64
 """Copying a feature's weights together takes as long as its product with about so many rows."""
+BLOCK_TOKENS = 128
+"""Least number of tokens whose pre-activations of all features are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Sizes:
     """Pre-activations of a stage."""
     piece: int = 2**22
     """Weights, and inputs, copied together for a stage; pre-activations compared with the settled ones."""
+    block: int = 2**20
+    """Pre-activations of all features, of as many tokens as fit."""
 
 
-ON_CPU, ON_CUDA = Sizes(), Sizes(2**27, 2**27)
+ON_CPU, ON_CUDA = Sizes(), Sizes(2**27, 2**27, 2**26)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,14 @@ def read_topk(
     return acts_NK
 
 
+def block_tokens(n_features: int, device: torch.device) -> int:
+    """Tokens whose pre-activations of all features are computed at a time.
+
+    On CUDA as many as fit 256 MiB: there a small block costs more in starting kernels than in computing.
+    """
+    return max(BLOCK_TOKENS, _sizes(device).block // n_features)
+
+
 def half_pays(x_ND: Tensor) -> bool:
     """Whether products in half precision are faster than in float32: on CUDA; a CPU gains nothing."""
     return x_ND.is_cuda
@@ -125,7 +137,7 @@ def _settled(
     assert encoder.k is not None
     id_P = chosen.ids_K[place_P]
     act_P = _exact(encoder, x_SD, row_P, id_P).clamp_min(0)
-    for pairs in blocks(act_P.nonzero()[:, 0], max(1, _sizes(x_SD).piece // pre_SF.shape[1])):
+    for pairs in blocks(act_P.nonzero()[:, 0], max(1, _sizes(x_SD.device).piece // pre_SF.shape[1])):
         row_B, value_B1, apart_B1 = row_P[pairs], act_P[pairs, None], chosen.apart_N[row_P[pairs], None]
         above_BF = pre_SF[row_B] > (value_B1 + apart_B1) / unit
         pair, near = ((pre_SF[row_B] >= (value_B1 - apart_B1) / unit) & ~above_BF).nonzero(as_tuple=True)
@@ -203,7 +215,7 @@ def _stages(n_features: int, first: int) -> Iterator[tuple[int, int]]:
 
 def _exceeding(screen: Screen, rows_M: Tensor, bar_N: Tensor, ids_S: Tensor) -> Int[Tensor, " m"]:
     """How many of the features exceed the bar of each row."""
-    count_M, sizes, width = torch.zeros_like(rows_M), _sizes(rows_M), screen.x_ND.shape[1]
+    count_M, sizes, width = torch.zeros_like(rows_M), _sizes(rows_M.device), screen.x_ND.shape[1]
     for ids in ids_S.split(max(1, sizes.piece // width)):
         part = screen.part(ids)
         size = max(1, min(sizes.stage // len(ids), sizes.piece // width))
@@ -220,5 +232,5 @@ def _above(values_MF: Tensor, bar_M1: Tensor) -> Int[Tensor, " m"]:
     return torch.gt(values_MF, bar_M1, out=torch.empty(values_MF.shape)).sum(-1).long()
 
 
-def _sizes(like: Tensor) -> Sizes:
-    return ON_CUDA if like.is_cuda else ON_CPU
+def _sizes(device: torch.device) -> Sizes:
+    return ON_CUDA if device.type == "cuda" else ON_CPU

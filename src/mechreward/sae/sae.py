@@ -28,16 +28,15 @@ from torch import Tensor
 
 from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
-from mechreward.sae.arithmetic import Encoder, plain_float32
+from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.few import FewReader
 from mechreward.sae.kinds import Architecture, InputNorm, check_fields, norm_statistics
-from mechreward.sae.reading import blocks, read_topk
+from mechreward.sae.precision import plain_float32
+from mechreward.sae.reading import block_tokens, blocks, read_topk
 
 if TYPE_CHECKING:
     from mechreward.sae.check import SAECheck
 
-# Full pre-activations exist for a block of tokens at a time: at least so many tokens, or as many as fit these bytes.
-BLOCK_TOKENS, BLOCK_BYTES = 128, 4 * 2**20
 # What the encoder is applied to is held for so much at a time.
 INPUT_BYTES = 40 * 2**20
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -91,11 +90,13 @@ class SAE:
     value, so it is in no hash."""
 
     def __post_init__(self) -> None:
-        for name, tensor in self.tensors().items():
-            object.__setattr__(self, name, tensor.detach().to(torch.float32).contiguous())
+        for name, given in self.tensors().items():
+            tensor = given.detach().to(torch.float32)
+            # The encoder is stored feature by feature, so that picking features copies whole rows of memory.
+            turned = name == "W_enc_DF"
+            stored = tensor.transpose(0, -1).contiguous().transpose(0, -1) if turned else tensor.contiguous()
+            object.__setattr__(self, name, stored)
         check_fields(self)
-        # Stored feature by feature, so that picking features copies whole rows of memory.
-        object.__setattr__(self, "W_enc_DF", self.W_enc_DF.T.contiguous().T)
 
     @property
     def d_model(self) -> int:
@@ -300,7 +301,7 @@ class SAE:
         return None if self.frequency_F is None else self.frequency_F.argsort(descending=True, stable=True)
 
     def _read(self, rows_ND: Tensor, chosen_U: Tensor, place_K: Tensor, acts_NK: Tensor) -> None:
-        tokens = max(BLOCK_TOKENS, INPUT_BYTES // (4 * self.d_model))
+        tokens = max(1, INPUT_BYTES // (4 * self.d_model))
         for block_ND, out_NK in zip(blocks(rows_ND, tokens), blocks(acts_NK, tokens), strict=True):
             x_ND = self._inputs(block_ND)
             if self.k is None:
@@ -335,7 +336,7 @@ class SAE:
 
     @property
     def _block_tokens(self) -> int:
-        return max(BLOCK_TOKENS, BLOCK_BYTES // (4 * self.d_sae))
+        return block_tokens(self.d_sae, self.device)
 
     def _blocks(self, rows: Tensor) -> Iterator[Tensor]:
         return blocks(rows, self._block_tokens)

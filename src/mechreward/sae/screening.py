@@ -5,9 +5,9 @@ batch's inputs and an encoder's weights in one float type, and for every token t
 pre-activations are right; whoever counts leaves out what lies within it.
 
 The half-precision screen brings both factors to at most 1 in size, folds the factors of the pre-activations into the
-weights, and multiplies in float16, summed in float32 as tensor cores do. With u = 2^-11 for the rounding of each factor
-and of the result, and 2^-25 where a number is too small for float16's normal range, a pre-activation of inputs x and
-weights w is wrong by at most
+weights, and multiplies in float16, summed in float32 as tensor cores do (`precision` sees to it). With u = 2^-11 for
+the rounding of each factor and of the result, and 2^-25 where a number is too small for float16's normal range, a
+pre-activation of inputs x and weights w is wrong by at most
 
     3 u |x| |w| + 2^-25 sqrt(D) (|x| + |w|) + 3 u |bias|
 

@@ -114,8 +114,8 @@ def train_sae(
     _check_held_out(held_out_ND, shape.d_model)
     lens = require_sae_lens()
     config = _schedule(n_tokens // batch_size, batch_size, lr or 2e-4 * (2**14 / shape.d_sae) ** 0.5, device)
-    # sae-lens draws the initial weights from torch's global generator: leave the caller's as it was.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    # sae-lens draws the initial weights from the device's global generator: leave the caller's as it was.
+    with torch.random.fork_rng(devices=_gpus(device)), torch.enable_grad():
         torch.manual_seed(seed)
         lens_sae = new_sae(lens, shape, config.total_training_steps, device)
         trainer = lens.SAETrainer(config, lens_sae, data_provider=batches)
@@ -125,6 +125,11 @@ def train_sae(
     trained = _measured(_frozen(trainer, meta), held_out_ND)
     watch.on_point(_point(trainer, loss, trained))
     return trained
+
+
+def _gpus(device: str) -> list[torch.device]:
+    """The CUDA devices whose generators `fork_rng` keeps beside the CPU's: the one that is trained on."""
+    return [torch.device(device)] if torch.device(device).type == "cuda" else []
 
 
 def _check_options(

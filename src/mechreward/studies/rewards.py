@@ -133,9 +133,11 @@ def certainty_score(model: Any) -> Scorer:
 
 def control_reward(kind: Kind, loaded: LoadedModel, layer: int) -> FeatureReward:
     """The reward of `length`, `noise` or `certainty`; the last one reads the last block of the model in training."""
-    score, block = length_score if kind == "length" else noise_score, layer
+    score: Scorer
     if kind == "certainty":
         score, block = certainty_score(loaded.model), len(find_blocks(loaded.model)) - 1
+    else:
+        score, block = length_score if kind == "length" else noise_score, layer
     return ControlReward(
         kind, score, block, d_model(loaded.model), loaded.name, block_name(loaded.model, block)
     )  # fmt: skip

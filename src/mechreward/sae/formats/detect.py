@@ -109,12 +109,13 @@ def _only_torch_file(path: Path, layer: int | None) -> Path:
 
 def _torch_file(path: Path) -> Found:
     state = read_torch(path)
+    # Before dictionary_learning, whose name of the encoder it shares: a config.json may lie beside any file.
+    if "latent_bias" in state:
+        return Found("OpenAI", path, partial(openai.convert, path, state))
     if dictionary_learning.config_of(path).is_file() and ("encoder.weight" in state or path.name.startswith("ae")):
         return Found("dictionary_learning", path, partial(dictionary_learning.convert, path, state))
     if "encoder_linear.weight" in state:
         return Found("Goodfire", path, partial(goodfire.convert, path, state))
-    if "latent_bias" in state:
-        return Found("OpenAI", path, partial(openai.convert, path, state))
     if "d_model" in state or "optim_state" in state:
         return Found("TopK of the first mechreward", path, partial(seed_topk.convert, path, state))
     if re.match(qwen_scope.FILE_PATTERN, path.name):

@@ -60,4 +60,6 @@ def _refuse_others(config: Mapping[str, Any], tensors: Collection[str], source: 
 def _model(name: str) -> str:
     # Some files write gemma-v3-... and leave the owner out.
     name = name.replace("gemma-v3", "gemma-3")
+    # Of this size alone the hub calls the pretrained model by no suffix.
+    name = name.replace("gemma-3-270m-pt", "gemma-3-270m")
     return name if "/" in name else f"google/{name}"

@@ -1,11 +1,13 @@
 """Which block an SAE reads, of which model, and with which k: what its file says, joined with what the caller says.
 
 Many files do not tell their layer, and some not their k. The caller fills that in; where both speak, they have to
-agree. A wrong layer would not fail later, it would read other features.
+agree. A wrong layer would not fail later, it would read other features. A model's name is the exception: one model goes
+by several (``gpt2`` and ``gpt2-small``), so there the caller's counts, and a warning says so.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mechreward.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def complete(cfg: Mapping[str, Any], given: Given, source: str | Path) -> dict[s
         source: the file or release, for messages.
 
     Raises:
-        InputError: if neither says what is needed, or the two do not agree.
+        InputError: if neither says what is needed, or the two do not agree on layer or k.
     """
     metadata = dict(cfg.get("metadata") or {})
     metadata["hook_name"] = _hook(metadata.get("hook_name"), given.layer, source)
@@ -95,7 +99,7 @@ def _hook(said: str | None, layer: int | None, source: str | Path) -> str:
 def _model(said: str | None, given: str | None, source: str | Path) -> str:
     # With and without the owner a name is the same: many files leave it out.
     if said and given and said.split("/")[-1].lower() != given.split("/")[-1].lower():
-        raise InputError(f"model_name: {given!r} was given, but {source} says {said!r}")
+        logger.warning("model_name: %r was given, but %s says %r; the given name is kept", given, source, said)
     return given or said or ""
 
 
