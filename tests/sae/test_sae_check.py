@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import mechreward.sae.check as check
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, load_model, norm_outliers, read_residuals
 from mechreward.rollout import Response, sample_responses
@@ -237,6 +238,16 @@ def test_a_token_mean_has_to_be_subtracted() -> None:
     assert sentence.endswith("with input_norm 'layer_norm' than with 'none'")
 
 
+def test_a_token_mean_alone_has_to_be_subtracted() -> None:
+    """As above, at one norm: SAEs of models with centered writing weights, as whose files often do not say it."""
+    sae, h_ND = worded("none")
+    h_ND = 4 * torch.nn.functional.normalize(h_ND, dim=-1) + 3 * torch.randn(len(h_ND), 1)
+    assert check_sae(replace(sae, input_norm="center"), h_ND).findings == ()
+    sentence = only(check_sae(sae, h_ND))
+    assert sentence.startswith("likely a missing normalisation: ")
+    assert sentence.endswith("with input_norm 'center' than with 'none'")
+
+
 def test_a_normalisation_that_should_not_be(sae: SAE, blocks: dict[int, Tensor]) -> None:
     sentence = only(check_sae(replace(sae, input_norm="layer_norm"), blocks))
     assert sentence.startswith("likely a wrong normalisation: ")
@@ -271,6 +282,13 @@ def test_square_matrices_transposed(names: list[str]) -> None:
     sentence = only(check_sae(broken, h_ND))
     assert sentence.startswith("likely a transposed matrix: ")
     assert f"with {' and '.join(names)} taken" in sentence
+
+
+def test_turned_matrices_are_made_one_after_the_other(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[SAE] = []
+    monkeypatch.setattr(check, "replace", lambda of, **changes: made.append(replace(of, **changes)) or made[-1])
+    h_ND = torch.randn(5, sae.d_model)
+    assert [len(made) for _ in check._matrix_readings(sae, h_ND)] == [1, 2, 3]
 
 
 def test_a_decoder_in_another_order(sae: SAE, blocks: dict[int, Tensor]) -> None:

@@ -52,7 +52,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows=st.sampled_from([0, 1, 2, 9]),
     k=st.sampled_from([1, 2, 3, 8, F - 1, F]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
-    norm=st.sampled_from(["none", "none", "layer_norm", "constant_norm_rescale"]),
+    norm=st.sampled_from(["none", "none", "center", "layer_norm", "constant_norm_rescale"]),
     ids=st.lists(st.integers(0, F - 1), max_size=6),
     power=st.sampled_from([0, 0, -9, 6]),
 )

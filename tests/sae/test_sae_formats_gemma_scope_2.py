@@ -70,6 +70,20 @@ def test_as_sae_lens(
 
 
 @pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("google/gemma-3-1b-pt", "google/gemma-3-1b-pt"),
+        ("gemma-v3-12b-it", "google/gemma-3-12b-it"),
+        ("gemma-v3-270m-pt", "google/gemma-3-270m"),
+        ("google/gemma-3-270m-pt", "google/gemma-3-270m"),
+        ("google/gemma-3-270m-it", "google/gemma-3-270m-it"),
+    ],
+)
+def test_the_model_is_named_as_on_the_hub(written: str, name: str, tmp_path: Path) -> None:
+    assert load_sae(write(tmp_path, {**CONFIG, "model_name": written}, tensors())).model_name == name
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"hf_hook_point_out": "model.layers.17.post_feedforward_layernorm.output"}, "is a transcoder"),

@@ -6,12 +6,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import save_file
 
 import mechreward as mr
@@ -40,10 +50,10 @@ def test_options_have_to_agree_with_a_sae_lens_folder(tmp_path: Path) -> None:
     for options, message in (
         ({"layer": 3}, r"layer: 3 was given, but .* says 2 \(model.layers.2\)"),
         ({"k": 5}, "k: 5 was given, but .* says 4"),
-        ({"model_name": "gpt2"}, "model_name: 'gpt2' was given, but .* says 'lab/model'"),
     ):
         with pytest.raises(InputError, match=message):
             load_sae(folder, **options)  # type: ignore[arg-type]
+    assert load_sae(folder, model_name="lab/another-name").model_name == "lab/another-name"
 
 
 def test_options_fill_what_a_sae_lens_folder_leaves_out(tmp_path: Path) -> None:
@@ -90,6 +100,19 @@ def test_load_topk_sae(tmp_path: Path) -> None:
         load_topk_sae(path, layer=18)
 
 
+def answered(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    """What the hub's client makes of an answer."""
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind(f"{status} Client Error.\n\nRead it at the hub.", response=response)  # type: ignore[arg-type]
+
+
+def unanswered(cause: BaseException) -> LocalEntryNotFoundError:
+    """What it makes of an answer that is none, and of no network, where the cache has no such file."""
+    error = LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub.")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A hub of one repository, `lab/topk`, whose files are in the folder that this gives."""
@@ -99,8 +122,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     def download(repository: str, filename: str, cache_dir: Path) -> str:
         assert cache_dir == tmp_path / "cache" / "hub"
-        if repository != "lab/topk" or not (files / filename).exists():
-            raise EntryNotFoundError(f"{repository} has no {filename}")
+        if repository != "lab/topk":
+            raise answered(RepositoryNotFoundError, 401)
+        if not (files / filename).exists():
+            raise answered(RemoteEntryNotFoundError, 404)
         return str(files / filename)
 
     monkeypatch.setattr("mechreward.sae.loading.hf_hub_download", download)
@@ -134,6 +159,62 @@ def test_other_repositories_go_to_sae_lens(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sae_lens.SAE, "from_pretrained", from_pretrained)
     with pytest.raises(InputError, match="sae-lens cannot load 'lab/other' / 'x': asked sae-lens"):
         load_sae("lab/other", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (answered(GatedRepoError, 401), "401 Client Error. Read it at the hub."),
+        (answered(DisabledRepoError, 403), "403 Client Error. Read it at the hub."),
+        (answered(HfHubHTTPError, 401), "401 Client Error. Read it at the hub."),
+        (unanswered(answered(HfHubHTTPError, 429)), "429 Client Error. Read it at the hub."),
+        (unanswered(OfflineModeIsEnabled("HF_HUB_OFFLINE is set")), "HF_HUB_OFFLINE is set"),
+        (LocalEntryNotFoundError("not in the cache"), "not in the cache"),
+        (HTTPError("the proxy is down"), "the proxy is down"),
+        (OSError("no space left"), "no space left"),
+    ],
+)
+@pytest.mark.parametrize("failing", ["sae_final.pt", "sae_final.json"])
+def test_a_hub_that_does_not_say_no_is_quoted(
+    error: Exception, reason: str, failing: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(checkpoint(), hub / "sae_final.pt")
+
+    def download(repository: str, filename: str, cache_dir: Path) -> str:
+        del repository, cache_dir
+        if filename == failing:
+            raise error
+        return str(hub / filename)
+
+    monkeypatch.setattr("mechreward.sae.loading.hf_hub_download", download)
+    for sae_id in (None, "layer_18"):
+        with pytest.raises(InputError) as caught:
+            load_sae("lab/topk", sae_id)
+        assert str(caught.value) == f"sae: the hub does not give {failing} of 'lab/topk': {reason}"
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_says_no_leaves_it_to_the_user_to_say_more() -> None:
+    with pytest.raises(InputError, match="there is no file or folder 'lab/other', and a release needs an sae_id"):
+        load_sae("lab/other")
+
+
+def test_the_hub_is_not_asked_for_a_name_that_it_cannot_have() -> None:
+    with pytest.raises(InputError, match="there is no file or folder 'lab--x/y', and a release needs an sae_id"):
+        load_sae("lab--x/y")
+
+
+def test_without_a_network_what_the_hub_said_before_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MECHREWARD_CACHE_DIR", str(tmp_path))
+    with pytest.raises(InputError, match="the hub does not give sae_final.pt of 'lab/other': .*HF_HUB_OFFLINE"):
+        load_sae("lab/other")  # the tests run without a network
+    # As the hub's client keeps it that revision `main`, the commit `abc`, has no such file.
+    folder = tmp_path / "hub" / "models--lab--other"
+    for path, text in ((folder / "refs" / "main", "abc"), (folder / ".no_exist" / "abc" / "sae_final.pt", "")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    with pytest.raises(InputError, match="there is no file or folder 'lab/other', and a release needs an sae_id"):
+        load_sae("lab/other")
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def assert_reads_as_encoded(sae: SAE, h: Tensor, ids: list[int]) -> None:
     shape=st.sampled_from([(), (0,), (1,), (23,), (2, 5), (3, 0)]),
     k=st.sampled_from([1, 2, 3, 8, F - 1, F]),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
-    norm=st.sampled_from(["none", "none", "layer_norm", "constant_norm_rescale"]),
+    norm=st.sampled_from(["none", "none", "center", "layer_norm", "constant_norm_rescale"]),
     ids=st.lists(st.integers(0, F - 1), max_size=6),
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 3)),
     half=st.booleans(),

@@ -167,9 +167,9 @@ def test_weights_in_their_stored_layout_are_not_copied(monkeypatch: pytest.Monke
         assert same.W_dec_FD.data_ptr() == sae.W_dec_FD.data_ptr()
     # Feature by feature, whichever way the weights came.
     by_row, by_feature = torch.randn(6, 17), torch.randn(17, 6)
-    for given in (by_row, by_feature.T):
-        held = replace(sae, W_enc_DF=given).W_enc_DF
-        assert torch.equal(held, given) and held.T.is_contiguous()
+    for W_enc in (by_row, by_feature.T):
+        held = replace(sae, W_enc_DF=W_enc).W_enc_DF
+        assert torch.equal(held, W_enc) and held.T.is_contiguous()
     assert held.data_ptr() == by_feature.data_ptr()
     # The check for NaN copies nothing either, unless it has found one.
     monkeypatch.setattr(Tensor, "isfinite", lambda x: torch.isfinite(x) if x.ndim < 2 else pytest.fail("a copy"))
@@ -299,7 +299,7 @@ def test_a_residual_of_zeros_stays_one_however_it_is_normalised(architecture: st
         assert torch.equal(sae.decode(sae.encode(h), h), h)
 
 
-@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("norm", ["none", "center", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_a_feature_adds_its_decoder_row_in_the_residual_s_unit(norm: str, rescaled: bool) -> None:
     sae = random_sae("topk", input_norm=norm, rescale_acts_by_decoder_norm=rescaled)

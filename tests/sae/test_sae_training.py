@@ -83,6 +83,24 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None
     assert trained(n_tokens=2560, seed=2).sae.weights_hash != first
 
 
+@pytest.mark.parametrize(
+    ("device", "kept"), [("cpu", []), ("cuda", [torch.device("cuda")]), ("cuda:1", [torch.device("cuda:1")])]
+)
+def test_the_generator_of_the_device_is_left_alone_too(
+    device: str, kept: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[torch.device]] = []
+
+    def fork(devices: list[torch.device]) -> None:
+        asked.append(devices)
+        raise KeyboardInterrupt  # there need be no such device here
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    with pytest.raises(KeyboardInterrupt):
+        trained(n_tokens=2560, device=device)
+    assert asked == [kept]
+
+
 def test_quiet_and_reports_progress(capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[tuple[int, float]] = []
     trained(n_tokens=2600, watch=Watch(on_step=lambda seen, loss: steps.append((seen, loss))))

@@ -1,0 +1,120 @@
+"""A trainer's settings of precision, by either of torch's ways: without effect inside, and as they were afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mechreward.sae.precision import is_plain, plain_float32
+
+MATMUL = torch.backends.cuda.matmul
+# One process a setting: torch's two ways leave traces in each other. The last line sets what a backend without a
+# setting of its own follows.
+SCRIPT = """
+import json, sys, torch
+from mechreward.sae import SAE, SAEMeta
+from mechreward.sae.precision import is_plain, plain_float32
+
+def said():
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "contradiction"
+    backends = torch.backends
+    return [older, backends.fp32_precision, backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision]
+
+sae = SAE("topk", torch.randn(6, 40), torch.zeros(40), torch.randn(40, 6), torch.zeros(6),
+          SAEMeta("r", "", 0, "m", "model.layers.0"), k=3)
+h, ids = torch.randn(4, 6), list(range(40))
+pre = h.double() @ sae.W_enc_DF.double()
+wanted = (pre.relu() * (pre >= pre.topk(3).values[:, -1:])).float()
+exec(sys.argv[1])
+report = {"before": said()}
+read = [sae.encode(h), sae.read(h, ids), sae.reader(ids)(h)]
+report["right"] = all(torch.allclose(acts, wanted, atol=1e-6) for acts in read)
+report["right"] &= torch.allclose(sae.decode(wanted).double(), wanted.double() @ sae.W_dec_FD.double(), atol=1e-5)
+report["after"] = said()
+with torch.no_grad():
+    report["plain"] = is_plain(torch.device("cpu"))
+with plain_float32(torch.device("cpu")):
+    report["inside"], report["tf32 inside"] = said(), torch.backends.cuda.matmul.allow_tf32
+torch.backends.fp32_precision = "ieee"
+report["later"] = said()[2:]
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "before", "plain", "later"),
+    [
+        ("", ["highest", "none", "none", "none"], True, ["ieee", "ieee"]),
+        ("torch.set_float32_matmul_precision('highest')", ["highest", "none", "ieee", "ieee"], True, ["ieee", "ieee"]),
+        ("torch.set_float32_matmul_precision('high')", ["high", "none", "tf32", "tf32"], False, ["tf32", "tf32"]),
+        ("torch.set_float32_matmul_precision('medium')", ["medium", "none", "tf32", "bf16"], False, ["tf32", "bf16"]),
+        (
+            "torch.backends.fp32_precision = 'tf32'",  # as transformers does for tf32=True
+            ["contradiction", "tf32", "tf32", "tf32"],
+            False,
+            ["ieee", "ieee"],
+        ),
+        (
+            "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+            ["contradiction", "none", "tf32", "none"],
+            False,
+            ["tf32", "ieee"],
+        ),
+    ],
+    ids=["nothing", "highest", "high", "medium", "new, for all", "new, of one backend"],
+)
+def test_whichever_way_a_trainer_says_it(setting: str, before: list[str], plain: bool, later: list[str]) -> None:
+    run = subprocess.run([sys.executable, "-c", SCRIPT, setting], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    report: dict[str, Any] = json.loads(run.stdout)
+    assert report["before"] == report["after"] == before
+    assert report["right"] is True
+    assert report["plain"] is plain
+    # All of what torch can be asked says the same.
+    assert report["inside"] == ["highest", before[1], "ieee", "ieee"]
+    assert report["tf32 inside"] is False
+    # What followed the setting for all still does; what had one of its own keeps it.
+    assert report["later"] == later
+
+
+@pytest.fixture
+def sums() -> Iterator[None]:
+    """How float16 is summed, put back afterwards."""
+    yield
+    MATMUL.allow_fp16_accumulation, MATMUL.allow_fp16_reduced_precision_reduction = False, True
+
+
+def said_of_sums() -> tuple[bool, bool]:
+    return MATMUL.allow_fp16_accumulation, MATMUL.allow_fp16_reduced_precision_reduction
+
+
+@pytest.mark.usefixtures("sums")
+@pytest.mark.parametrize("before", [(False, True), (True, True), (True, False)])
+def test_half_precision_is_summed_in_float32(before: tuple[bool, bool]) -> None:
+    MATMUL.allow_fp16_accumulation, MATMUL.allow_fp16_reduced_precision_reduction = before
+    with pytest.raises(KeyboardInterrupt), plain_float32(torch.device("cpu")):
+        assert said_of_sums() == (False, False)
+        raise KeyboardInterrupt
+    assert said_of_sums() == before
+
+
+def test_neither_gradient_nor_autocast() -> None:
+    cpu = torch.device("cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_plain(cpu)
+        with plain_float32(cpu):
+            assert is_plain(cpu)
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    assert not is_plain(cpu)
+    with torch.no_grad():
+        assert is_plain(cpu)
