@@ -9,7 +9,9 @@ Each variant is compared with training on the outcome alone under the same TRL s
 
 The learning rate is 0, so that with one seed every variant samples the very same rollouts. A round runs every variant
 once for `--steps` steps (the first is a warm-up); a ratio is a variant's step over the same step of its base in the
-same round. Peak memory is the allocator's on CUDA, and the resident high-water mark of the round on a CPU.
+same round. On a CPU the same ratio in processor seconds of all threads stands beside it, which what else runs on the
+machine hardly touches (OMP_NUM_THREADS=1, or threads that wait count as working). Peak memory is the allocator's on
+CUDA, and the resident high-water mark of the round on a CPU.
 
     python benchmarks/grpo_overhead.py                       # the bundled model on a CPU
     python benchmarks/grpo_overhead.py --device cuda --model SmolLM2-135M-Instruct.Q4_1.gguf --layer 15
@@ -44,6 +46,8 @@ from mechreward.training import DenseConfig, MechRewardGRPOTrainer
 from mechreward.verifiers import get_verifier
 
 MIB = 2**20
+Seconds = tuple[float, float]
+"""Of the clock, and of the processor."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,22 @@ class Setting:
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each optimiser step, generation included."""
+    """Seconds of each optimiser step, generation included: of the clock, and of the processor."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seconds, self.started = device, [], 0.0
+        self.device, self.steps, self.started = device, [], (0.0, 0.0)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.started = self._now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(self._now() - self.started)
+        clock, processor = self._now()
+        self.steps.append((clock - self.started[0], processor - self.started[1]))
 
-    def _now(self) -> float:
+    def _now(self) -> Seconds:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ VARIANTS = [
 
 def main() -> None:
     setting = tyro.cli(Setting)
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
+    seconds: dict[str, list[Seconds]] = {variant.name: [] for variant in VARIANTS}
     peaks: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
     for _ in range(setting.rounds):
         for variant in VARIANTS:
@@ -131,7 +136,7 @@ def main() -> None:
         setting.json.write_text(json.dumps(head | {"rows": rows}, indent=1, default=str))
 
 
-def run(setting: Setting, variant: Variant) -> tuple[list[float], float]:
+def run(setting: Setting, variant: Variant) -> tuple[list[Seconds], float]:
     loaded = load_model(setting.model, device=setting.device)
     questions = load_questions(setting.questions, limit=setting.questions_per_step * setting.steps)
     columns = {"prompt": [q.prompt for q in questions], "answer": [q.answer for q in questions]}
@@ -153,7 +158,7 @@ def run(setting: Setting, variant: Variant) -> tuple[list[float], float]:
         reset_peak(setting.device)
         trainer.train()
     peak = peak_mib(setting.device)
-    return times.seconds[:: 2 if variant.scored else 1], peak
+    return times.steps[:: 2 if variant.scored else 1], peak
 
 
 def arguments(setting: Setting, variant: Variant, folder: str) -> GRPOConfig:
@@ -206,17 +211,21 @@ def peak_mib(device: str) -> float:
     return (torch.cuda.max_memory_allocated() if device.startswith("cuda") else resident("VmHWM")) / MIB
 
 
-def summaries(seconds: dict[str, list[float]], peaks: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
+def summaries(seconds: dict[str, list[Seconds]], peaks: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
     for variant in VARIANTS:
         base = VARIANTS[3 if variant.scored else 0].name
-        ratios = [a / b for a, b in zip(seconds[variant.name], seconds[base], strict=True)]
+        pairs = list(zip(seconds[variant.name], seconds[base], strict=True))
+        clock, processor = ([mine[at] / theirs[at] for mine, theirs in pairs] for at in (0, 1))
         yield {
             "what": variant.name,
-            "seconds": statistics.median(seconds[variant.name]),
-            "ratio": statistics.median(ratios),
-            "low": min(ratios),
-            "high": max(ratios),
-            "n": len(ratios),
+            "seconds": statistics.median(mine[0] for mine, _ in pairs),
+            "ratio": statistics.median(clock),
+            "low": min(clock),
+            "high": max(clock),
+            "processor_ratio": statistics.median(processor),
+            "processor_low": min(processor),
+            "processor_high": max(processor),
+            "n": len(pairs),
             "peak_mib": statistics.median(peaks[variant.name]),
         }
 
@@ -225,10 +234,12 @@ def table(setting: Setting, rows: list[dict[str, Any]]) -> Table:
     rollouts = setting.questions_per_step * setting.generations
     where = f"{Path(setting.model).name}, {device_name(setting.device)}, {torch.get_num_threads()} threads"
     title = f"A GRPO step of {rollouts} rollouts of up to {setting.max_new_tokens} tokens; {where}"
-    result = Table("what", "median s", "ratio to its base", "range", "n", "peak MiB", title=title)
+    columns = "median s", "ratio to its base", "range", "of the processor", "range", "n", "peak MiB"
+    result = Table("what", *columns, title=title)
     for row in rows:
         spread = f"{row['low']:.3f}-{row['high']:.3f}"
-        numbers = f"{row['seconds']:.2f}", f"{row['ratio']:.3f}", spread, str(row["n"]), f"{row['peak_mib']:.0f}"
+        own = f"{row['processor_ratio']:.3f}", f"{row['processor_low']:.3f}-{row['processor_high']:.3f}"
+        numbers = f"{row['seconds']:.2f}", f"{row['ratio']:.3f}", spread, *own, str(row["n"]), f"{row['peak_mib']:.0f}"
         result.add_row(row["what"], *numbers)
     return result
 

@@ -47,7 +47,7 @@ def test_config_under_flags_and_what_is_printed(capsys: pytest.CaptureFixture[st
         assert f"FVU {point['fvu']:.4f}  L0 {point['l0']:.1f}  dead {point['dead_share']:.1%}" in said
     assert "128 -> 128 features, topk" in said
     assert f"on {40} held-out tokens" in said
-    assert f"SAE: {out}" in said
+    assert f"safetensors): {out}" in said
     assert str(out / "metrics.jsonl") in said
     code, _, error = run(capsys, *flags, "--k", "5", "--own-answers", "1", "--max-new-tokens", "4")
     assert (code, "give --resume" in error) == (2, True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mechreward.models.blocks import text_config, unwrap
+from mechreward.models.blocks import find_blocks, text_config, unwrap
 
 KEPT = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that hold keys and values alone."""
@@ -31,11 +31,13 @@ KEPT = (DynamicLayer, DynamicSlidingWindowLayer)
 def can_share(model: nn.Module, layer: int) -> bool:
     """Whether the blocks up to `layer` can take up after a prompt that was read before.
 
-    Not while a hook is on any part of the model: a forward in two pieces is not what it was written for.
+    Not while a hook is on any part of these blocks: a forward in two pieces is not what it was written for. Hooks
+    elsewhere do not count, such as the one that PEFT wants on the embedding under gradient checkpointing.
     """
     inner: Any = unwrap(model)
     takes = {"position_ids", "past_key_values"} <= inspect.signature(inner.forward).parameters.keys()
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules())
+    read = find_blocks(inner)[: layer + 1]
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in read.modules())
     if not takes or hooked:
         return False
     config = text_config(inner)
