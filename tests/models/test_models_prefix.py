@@ -75,7 +75,7 @@ def test_rows_of_one_length_need_no_mask(tiny_llama: PreTrainedModel) -> None:
     assert_equal_alone(tiny_llama, [FOUR[1], FOUR[3]] * 2, [[7, 8, 9], [8, 9, 7], [9, 7, 8], [7, 9, 8]], 2, 32)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     which=st.lists(st.integers(0, 3), min_size=1, max_size=8),
     lengths=st.lists(st.integers(1, 6), min_size=8, max_size=8),
