@@ -8,8 +8,7 @@ Padding is on the right: under causal attention no real token sees what comes af
 0 even in models that do not derive positions from the attention mask (GPT-2's would be shifted by pads on the left).
 So a row's states do not depend on the rows it shares a batch with.
 
-A prompt that several rows share is read once (`prefix.py`): in a GRPO step with groups of 8, that is half of the tokens
-and more.
+A prompt that several rows share is read once (`prefix.py`).
 """
 
 from __future__ import annotations
