@@ -166,6 +166,14 @@ def test_a_hooked_model_is_read_in_one_piece(tiny_llama: PreTrainedModel) -> Non
     assert can_share(tiny_llama, 3)
 
 
+def test_hooks_of_transformers_itself_are_no_hindrance(tiny_llama: PreTrainedModel) -> None:
+    model = copy.deepcopy(tiny_llama)
+    model(torch.tensor([[5, 6]]), output_hidden_states=True, output_attentions=True)
+    assert any(block._forward_hooks for block in find_blocks(model))  # it leaves them there
+    assert can_share(model, 2)
+    assert_equal_alone(model, PROMPTS, COMPLETIONS, 2, 32)
+
+
 def test_gradient_checkpointing_of_an_adapter_is_no_hindrance(tiny_llama: PreTrainedModel) -> None:
     """TRL then has a hook on the embedding."""
     model = copy.deepcopy(tiny_llama)

@@ -32,18 +32,22 @@ def can_share(model: nn.Module, layer: int) -> bool:
     """Whether the blocks up to `layer` can take up after a prompt that was read before.
 
     Not while a hook is on any part of these blocks: a forward in two pieces is not what it was written for. Hooks
-    elsewhere do not count, such as the one that PEFT wants on the embedding under gradient checkpointing.
+    elsewhere do not count, such as the one that PEFT wants on the embedding under gradient checkpointing, nor those
+    that transformers leaves on blocks after a forward with `output_hidden_states`.
     """
     inner: Any = unwrap(model)
     takes = {"position_ids", "past_key_values"} <= inspect.signature(inner.forward).parameters.keys()
-    read = find_blocks(inner)[: layer + 1]
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in read.modules())
-    if not takes or hooked:
+    if not takes or any(_hooked(module) for module in find_blocks(inner)[: layer + 1].modules()):
         return False
     config = text_config(inner)
     chunked = "chunked_attention" in (config.to_dict().get("layer_types") or [])  # its borders are counted in pads
     layers = DynamicCache(config=config).layers
     return not chunked and len(layers) > layer and all(type(each) in KEPT for each in layers[: layer + 1])
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not hook.__module__.startswith("transformers.") for hook in hooks)
 
 
 class SharedPrompts:
