@@ -94,7 +94,7 @@ def test_state_goes_on(reward, probe) -> None:
 def test_compute_reads_each_at_its_own_block(reward, probe, tiny_llama, char_tokenizer) -> None:
     ids = [char_tokenizer(text, add_special_tokens=False)["input_ids"] for text in COMPLETIONS]
     prompts = [char_tokenizer(text)["input_ids"] for text in PROMPTS]
-    [batch] = iter_blocks(tiny_llama, prompts, ids, [1, 2])
+    [batch] = iter_blocks(tiny_llama, prompts, ids, [1, 2], stop=False)  # in one piece: one batch of all rows
     dual = calibrated(reward, probe)
     rewards, rate = dual.compute(batch.h_BTD, batch.mask_BT)
     torch.testing.assert_close(rewards, reward.compute(batch.h_BTD[1], batch.mask_BT))
