@@ -89,16 +89,17 @@ class StepTimes(TrainerCallback):
         self.device, self.steps, self.started = device, [], (0.0, 0.0)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = self._now()
+        self.started = now(self.device)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        clock, processor = self._now()
+        clock, processor = now(self.device)
         self.steps.append((clock - self.started[0], processor - self.started[1]))
 
-    def _now(self) -> Seconds:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
+
+def now(device: str) -> Seconds:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
 @dataclass(frozen=True)

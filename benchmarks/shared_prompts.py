@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from grpo_overhead import Seconds, now
 from read_features import device_name
 from rich.console import Console
 from rich.table import Table
@@ -114,19 +114,12 @@ def compare(setting: Setting, loaded: LoadedModel, answers: list[Response]) -> N
         raise SystemExit(f"the states differ by {apart:.1e} of the largest; nothing is timed")
 
 
-def seconds(setting: Setting, loaded: LoadedModel, answers: list[Response]) -> tuple[float, float]:
-    """Of the clock, and of the processor."""
-    started = now(setting)
+def seconds(setting: Setting, loaded: LoadedModel, answers: list[Response]) -> Seconds:
+    started = now(setting.device)
     for _ in iter_blocks(loaded.model, prompts(answers), completions(answers), [setting.layer], setting.batch_size):
         pass
-    ended = now(setting)
+    ended = now(setting.device)
     return ended[0] - started[0], ended[1] - started[1]
-
-
-def now(setting: Setting) -> tuple[float, float]:
-    if setting.device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
 
 
 @contextmanager

@@ -63,8 +63,7 @@ class SharedPrompts:
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
         device, width = unwrap(model).device, max(map(len, prompts))
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self._length_N1: Int[Tensor, "n 1"] = lengths[:, None].to(device)
+        self._length_N1: Int[Tensor, "n 1"] = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         self._seen_NP: Bool[Tensor, "n p"] = torch.arange(width, device=device) >= width - self._length_N1
         self._cache = DynamicCache(config=text_config(model))
         ids_NP = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)

@@ -135,22 +135,22 @@ def norm_outliers(
 def _stream(
     model: nn.Module, prompt_ids: Ids, completion_ids: Ids, layers: Sequence[int], batch_size: int, stop: bool
 ) -> Iterator[BlocksBatch]:
-    inner = unwrap(model)
+    inner, lengths = unwrap(model), [len(completion) for completion in completion_ids]
     alone, groups = _by_prompt(prompt_ids, share=stop and can_share(inner, max(layers)))
-    for rows in _batches(alone, [len(prompt_ids[row]) + len(completion_ids[row]) for row in alone], batch_size):
+    for rows in _batches(alone, [len(prompt_ids[row]) + lengths[row] for row in alone], batch_size):
         ids_BS, seen_BS = pad_right([[*prompt_ids[row], *completion_ids[row]] for row in rows], inner.device)
         whole = {"input_ids": ids_BS, "attention_mask": seen_BS.long(), "use_cache": False}
         starts = [len(prompt_ids[row]) for row in rows]
-        yield _read_batch(inner, whole, rows, starts, [len(completion_ids[row]) for row in rows], layers, stop)
+        yield _read_batch(inner, whole, rows, starts, [lengths[row] for row in rows], layers, stop)
     for group in _batches(groups, [len(prompt_ids[rows[0]]) for rows in groups], batch_size):
         shared = SharedPrompts(inner, [prompt_ids[rows[0]] for rows in group])
         with eval_mode(inner), capture_blocks(inner, layers):
             inner(**shared.forward_arguments)
         place = {row: i for i, rows in enumerate(group) for row in rows}
-        for rows in _batches(list(place), [len(completion_ids[row]) for row in place], batch_size):
+        for rows in _batches(list(place), [lengths[row] for row in place], batch_size):
             ids_BT, mask_BT = pad_right([list(completion_ids[row]) for row in rows], inner.device)
             rest, starts = shared.continued([place[row] for row in rows], ids_BT, mask_BT), [0] * len(rows)
-            yield _read_batch(inner, rest, rows, starts, [len(completion_ids[row]) for row in rows], layers, stop)
+            yield _read_batch(inner, rest, rows, starts, [lengths[row] for row in rows], layers, stop)
 
 
 def _by_prompt(prompt_ids: Ids, share: bool) -> tuple[list[int], list[list[int]]]:

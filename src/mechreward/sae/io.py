@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -148,12 +148,12 @@ def _architecture(cfg: Mapping[str, Any]) -> Architecture:
 def _input_norm(name: str, metadata: Mapping[str, Any]) -> InputNorm:
     known = [norm for norm in get_args(InputNorm) if norm != "center"]
     if name not in known:
-        why = "; its scale is not in the file, fold it into the weights first"
-        why = why if name == "expected_average_only_in" else ""
+        no_scale = "; its scale is not in the file, fold it into the weights first"
+        why = no_scale if name == "expected_average_only_in" else ""
         raise InputError(f"normalize_activations: {name!r} is not one of {', '.join(known)}{why}")
     # Layer norm takes the mean away by itself.
     if not (metadata.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights") or name == "layer_norm":
-        return known[known.index(name)]
+        return cast(InputNorm, name)
     if name != "none":
         raise InputError(f"normalize_activations: {name!r} of a model with center_writing_weights is not supported")
     return "center"
