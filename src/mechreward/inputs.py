@@ -10,7 +10,7 @@ from mechreward import tiny
 from mechreward.config import ImproveConfig
 from mechreward.errors import InputError, named
 from mechreward.files import sha256_bytes
-from mechreward.models import LoadedModel, check_layer, d_model, load_model
+from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
 from mechreward.rundir import make_manifest, open_run
 from mechreward.sae import SAE, load_sae
 from mechreward.tasks import Columns, QuestionSplit, load_questions, split_questions
@@ -111,7 +111,7 @@ def open_folder(inputs: Inputs) -> Path:
     config = inputs.config
     asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
     hashes = {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
-    manifest = make_manifest(seed=config.seed, device=config.device, packages=PACKAGES, hashes=hashes)
+    manifest = make_manifest(seed=config.seed, device=str(find_device(config.device)), packages=PACKAGES, hashes=hashes)
     # How many runs of a study at a time changes nothing in them.
     settings = config.model_dump(mode="json", exclude={"out", "resume", "workers"})
     return open_run(config.out, settings, manifest, config.resume)

@@ -248,3 +248,8 @@ for name in ("params.npz", "sae_final.pt", "sparsify", "lens"):
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "jumprelu False\n" + "topk False\n" * 3
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device: cuda:99 is not there"):
+        load_sae(tmp_path, device="cuda:99")

@@ -14,8 +14,8 @@ class FeaturesSettings(Settings):
     """A Hugging Face id or folder, a .gguf file, or `tiny` for the bundled reasoner."""
     adapter: str | None = None
     """A PEFT adapter to put on the model."""
-    device: str = "cpu"
-    """Where the model runs: `cpu`, `cuda`, `cuda:1`."""
+    device: str = "auto"
+    """Where the model runs: `cpu`, `cuda`, `cuda:1`; `auto` is CUDA where there is one."""
     dtype: str = "float32"
     """The model's own precision: `float32`, `bfloat16` or `float16`. SAE maths is always float32."""
     sae: str | None = None

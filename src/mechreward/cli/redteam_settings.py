@@ -22,8 +22,8 @@ class AttackSettings(Settings):
     """Answers sampled at a time."""
     highest: Positive = Field(default=1.0, le=1.0)
     """Exit with code 1 if the reward pays a larger share of the canaries than this."""
-    device: str = "cpu"
-    """Where the models run."""
+    device: str = "auto"
+    """Where the models run: `cpu`, `cuda`, `cuda:1`; `auto` is CUDA where there is one."""
     seed: int = 0
     """Of the sampling."""
 

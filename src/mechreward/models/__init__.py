@@ -17,6 +17,7 @@ from mechreward.models.blocks import (
 )
 from mechreward.models.cache import roomy_cache
 from mechreward.models.capture import capture_blocks
+from mechreward.models.device import find_device
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
@@ -43,6 +44,7 @@ __all__ = [
     "eval_mode",
     "find_blocks",
     "find_decoder",
+    "find_device",
     "iter_blocks",
     "iter_logits",
     "iter_residuals",

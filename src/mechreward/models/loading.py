@@ -30,6 +30,7 @@ from transformers import (
 
 from mechreward.errors import InputError
 from mechreward.models.blocks import unwrap
+from mechreward.models.device import find_device
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,14 +59,14 @@ def load_model(
         gguf_file: name of a GGUF file inside the folder (or repository) `name_or_path`.
         adapter: folder or id of a PEFT adapter to put on top; it is loaded for inference, all its weights must fit.
         dtype: "float32", "float16" or "bfloat16".
-        device: a torch device, such as "cpu" or "cuda:0".
+        device: a torch device, such as "cpu" or "cuda:0", or "auto" (`find_device`).
 
     Raises:
         InputError: naming what is missing, unknown or does not fit.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not known; use one of {', '.join(DTYPES)}")
-    target = _check_device(device)
+    target = find_device(device)
     source, gguf_file = _locate(os.path.expanduser(name_or_path), gguf_file)
     policy, tokenizer = _load(source, gguf_file, DTYPES[dtype])
     if adapter is not None:
@@ -99,16 +100,6 @@ def _load(
         count = f"{len(missing)} weights are not there, the first is {missing[0]}"
         raise InputError(f"model: {source} is not whole ({count}); name a whole model folder or id")
     return model, tokenizer
-
-
-def _check_device(device: str) -> torch.device:
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f'device: {device!r} is not a torch device; use one such as "cpu" or "cuda:0"') from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: {device} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    return target
 
 
 def _locate(name: str, gguf_file: str | None) -> tuple[str, str | None]:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from mechreward.errors import InputError
+from mechreward.models import find_device
 from mechreward.sae.cache import cache_dir
 from mechreward.sae.formats import Given, complete, find_format
 from mechreward.sae.io import require_sae_lens, sae_from_parts, with_frequencies
@@ -45,25 +46,25 @@ def load_sae(
         release: a file or folder (`sae.formats` has one module a format), a release name or hub repository that
             sae-lens knows, or a hub repository that holds `sae_final.pt`.
         sae_id: the SAE within the release; for a folder, a file or folder in it.
-        device: where the weights go.
+        device: where the weights go, such as "cuda:0"; "auto" is CUDA where there is one (`find_device`).
         layer: 0-based decoder block whose output it reads, where the file does not say so.
         model_name: model it was trained on; counts before what the file says.
         k: features kept a token, where a TopK SAE's file does not say so.
 
     Raises:
         InputError: if nothing is found there; if what is found is damaged, incomplete or of an unsupported kind; if it
-            does not tell its layer (or k) and neither does the caller; if file and caller do not agree on it; or if the
-            hub refuses a repository or cannot be asked.
+            does not tell its layer (or k) and neither does the caller; if file and caller do not agree on it; if the
+            device is not there; or if the hub refuses a repository or cannot be asked.
     """
-    given = Given(layer, model_name, k)
+    given, target = Given(layer, model_name, k), find_device(device)
     path = Path(release).expanduser()
     if path.exists():
-        return _load_files(path, sae_id, given).to(device)
+        return _load_files(path, sae_id, given).to(target)
     if isinstance(release, Path) or path.is_absolute() or release.startswith((".", "~")):
         raise InputError(f"sae: there is no file or folder {release}")
     if (checkpoint := _topk_checkpoint(release)) is not None:
-        return _label(_load_files(checkpoint, None, _with_layer_of(sae_id, given)), release, sae_id or "").to(device)
-    return _load_release(release, sae_id, given).to(device)
+        return _label(_load_files(checkpoint, None, _with_layer_of(sae_id, given)), release, sae_id or "").to(target)
+    return _load_release(release, sae_id, given).to(target)
 
 
 def load_topk_sae(

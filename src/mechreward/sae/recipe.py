@@ -20,8 +20,8 @@ class SAERecipe(Settings):
     """A Hugging Face id or folder, a .gguf file, or `tiny` for the bundled reasoner."""
     adapter: str | None = None
     """A PEFT adapter to put on the model."""
-    device: str = "cpu"
-    """Where model and SAE are: `cpu`, `cuda`, `cuda:1`."""
+    device: str = "auto"
+    """Where model and SAE are: `cpu`, `cuda`, `cuda:1`; `auto` is CUDA where there is one."""
     dtype: str = "float32"
     """The model's own precision: `float32`, `bfloat16` or `float16`. SAE maths is always float32."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from mechreward import tiny
 from mechreward.errors import InputError, named
 from mechreward.files import append_row, atomic_path, read_json, read_jsonl, sha256_bytes, write_json
-from mechreward.models import LoadedModel, check_layer, context_length, load_model
+from mechreward.models import LoadedModel, check_layer, context_length, find_device, load_model
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run, stage_seed
 from mechreward.sae.architectures import SAEShape, check_shape
@@ -175,7 +175,7 @@ def _load_task(recipe: SAERecipe, number: int) -> list[Question]:
 def _open(recipe: SAERecipe, sources: Sources) -> Path:
     rows = json.dumps([[list(map(list, row)) for row in document] for document in [*sources.texts, *sources.asked]])
     hashes = {"rows": sha256_bytes(rows.encode())}
-    manifest = make_manifest(seed=recipe.seed, device=recipe.device, packages=PACKAGES, hashes=hashes)
+    manifest = make_manifest(seed=recipe.seed, device=str(find_device(recipe.device)), packages=PACKAGES, hashes=hashes)
     return open_run(recipe.out, recipe.model_dump(mode="json", exclude={"out", "resume"}), manifest, recipe.resume)
 
 

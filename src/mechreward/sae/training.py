@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechreward.errors import InputError
+from mechreward.models import find_device
 from mechreward.sae.activations import ActivationStream, first_tokens
 from mechreward.sae.architectures import SAEShape, check_shape, frozen, new_sae, start_at
 from mechreward.sae.checkpoint import Checkpoint
@@ -99,6 +100,7 @@ def train_sae(
         held_out: tokens to measure on. Without it the first `n_held_out` of the stream are set aside; if the stream
             repeats its rows, they come again in training, so give your own.
         seed: of the initial weights.
+        device: where it is trained; "auto" is CUDA where there is one (`find_device`).
         watch: who is told what on the way.
         checkpoint: where the training puts itself down, and from where it goes on if the file is there already. Wants
             a stream of `activation_batches` with the same batch size, and `held_out`.
@@ -108,7 +110,7 @@ def train_sae(
     """
     check_shape(shape)
     _check_options(activations, n_tokens, batch_size, meta, held_out, checkpoint)
-    watch = watch or Watch()
+    watch, device = watch or Watch(), str(find_device(device))
     batches = _rebatched(activations, batch_size, shape.d_model)
     held_out_ND = _set_aside(batches, n_held_out) if held_out is None else held_out
     _check_held_out(held_out_ND, shape.d_model)
