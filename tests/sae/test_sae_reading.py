@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mechreward.sae.reading as reading
-import mechreward.sae.sae as sae_module
 from mechreward.sae import SAE, SAEMeta, load_sae
 from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.screening import Screen, float16_screen
@@ -77,10 +76,9 @@ def test_read_is_encode_indexed(
     h = h * torch.where(torch.rand(*shape, 1, generator=g) < 0.5, 10.0 ** powers[2], 1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "BLOCK_TOKENS", sizes[0])
-        patch.setattr(sae_module, "INPUT_BYTES", 4 * D * sizes[1])
         patch.setattr(reading, "FIRST_STAGE", sizes[2])
         patch.setattr(reading, "half_pays", lambda _: half)
-        patch.setattr(reading, "ON_CPU", reading.Sizes(stage=8, piece=8 * F, block=0))
+        patch.setattr(reading, "ON_CPU", reading.Sizes(stage=8, piece=8 * F, block=0, inputs=D * sizes[1]))
         assert_reads_as_encoded(sae, h, ids)
 
 
@@ -260,6 +258,12 @@ def test_blocks_bound_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_gpu_is_given_larger_blocks(device: str, n_features: int, tokens: int) -> None:
     assert reading.block_tokens(n_features, torch.device(device)) == tokens
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 4096), ("cuda", 52428)])
+def test_a_gpu_is_given_more_tokens_at_a_time(device: str, tokens: int) -> None:
+    assert reading.input_tokens(2560, torch.device(device)) == tokens
+    assert reading.input_tokens(2**40, torch.device(device)) == 1
 
 
 def test_nothing_positive_costs_nothing(random_sae: Callable[..., SAE], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,11 @@ class Sizes:
     """Weights, and inputs, copied together for a stage; pre-activations compared with the settled ones."""
     block: int = 2**20
     """Pre-activations of all features, of as many tokens as fit."""
+    inputs: int = 10 * 2**20
+    """Inputs of the encoder, of as many tokens as fit: everything above is done once for each such piece."""
 
 
-ON_CPU, ON_CUDA = Sizes(), Sizes(2**27, 2**27, 2**26)
+ON_CPU, ON_CUDA = Sizes(), Sizes(stage=2**27, piece=2**27, block=2**26, inputs=2**27)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,11 @@ def block_tokens(n_features: int, device: torch.device) -> int:
     On CUDA as many as fit 256 MiB: there a small block costs more in starting kernels than in computing.
     """
     return max(BLOCK_TOKENS, _sizes(device).block // n_features)
+
+
+def input_tokens(width: int, device: torch.device) -> int:
+    """Tokens whose inputs are made, and that go through the stages, at a time: 40 MiB of float32, on CUDA 512."""
+    return max(1, _sizes(device).inputs // width)
 
 
 def half_pays(x_ND: Tensor) -> bool:

@@ -32,13 +32,11 @@ from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.few import FewReader
 from mechreward.sae.kinds import Architecture, InputNorm, check_fields, norm_statistics
 from mechreward.sae.precision import plain_float32
-from mechreward.sae.reading import block_tokens, blocks, read_topk
+from mechreward.sae.reading import block_tokens, blocks, input_tokens, read_topk
 
 if TYPE_CHECKING:
     from mechreward.sae.check import SAECheck
 
-# What the encoder is applied to is held for so much at a time.
-INPUT_BYTES = 40 * 2**20
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -301,7 +299,7 @@ class SAE:
         return None if self.frequency_F is None else self.frequency_F.argsort(descending=True, stable=True)
 
     def _read(self, rows_ND: Tensor, chosen_U: Tensor, place_K: Tensor, acts_NK: Tensor) -> None:
-        tokens = max(1, INPUT_BYTES // (4 * self.d_model))
+        tokens = input_tokens(self.d_model, self.device)
         for block_ND, out_NK in zip(blocks(rows_ND, tokens), blocks(acts_NK, tokens), strict=True):
             x_ND = self._inputs(block_ND)
             if self.k is None:
