@@ -98,6 +98,8 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ((*given, "--method", "reasonscore", "--min-each", "1"), "min_each: 1 is not allowed, method reasonscore"),
         ((*given, "--method", "reasonscore", "--permutations", "0"), "permutations: 0 is not allowed, method reason"),
         ((*given, "--words", "wait"), "words: ('wait',) is not allowed, method contrast has no use for it"),
+        ((*given, "--method", "reasonscore", "--words", "on"), "words: ('on',) is not allowed, one word has no"),
+        (("--questions", "tiny:easy", "--method", "reasonscore"), "words: the tokenizer cannot spell 'alternatively'"),
         ((*given, "--signs", "balanced", "--n-features", "1"), "n_features: 1 is not allowed, it must be at least 2"),
         ((*given, "--halves", "3"), "halves: 3 is not allowed"),
         ((*given, "--min-support", "2"), "min_support: 2.0 is not allowed"),

@@ -49,7 +49,7 @@ def run(*arguments: object) -> int:
 
 @pytest.mark.slow
 def test_before_and_after(pack, tmp_path, capsys) -> None:
-    common = ("--pack", pack, "--sae", SAE_FOLDER, "--questions", "tiny:easy", "--limit", 6, "--samples", 2)
+    common = ("--pack", pack, "--questions", "tiny:easy", "--limit", 6, "--samples", 2)
     out = tmp_path / "red.json"
     assert run(*common, "--max-new-tokens", 40, "--after", "tiny", "--out", out) == 0
     found = json.loads(out.read_text())
@@ -127,6 +127,8 @@ def test_bad_input(pack, tmp_path, capsys) -> None:
     common = ("--pack", pack, "--sae", SAE_FOLDER, "--out", tmp_path / "o.json")
     assert run(*common, "--questions", path) == 2
     assert "answer" in capsys.readouterr().err
+    assert run("--pack", pack, "--out", tmp_path / "o.json", "--questions", "tiny:easy", "--model", MODEL) == 2
+    assert capsys.readouterr().err.startswith(f"error sae: is needed to read {MODEL}; name a folder or file")
     assert not (tmp_path / "o.json").exists()
 
 

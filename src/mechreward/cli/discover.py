@@ -35,7 +35,7 @@ def discover(arguments: list[str], prog: str) -> int:
     """Reads verified responses, ranks all features and writes table, pack and comparison; 1 if no feature passes."""
     quiet()
     from mechreward.cli.discover_settings import DiscoverSettings
-    from mechreward.features import save_contrast
+    from mechreward.features import DEFAULT_REASONING_VOCAB, resolve_vocab_token_ids, save_contrast
     from mechreward.features.aggregation import build_aggregation
     from mechreward.features.discovery import CROSS_FIT
     from mechreward.gates.equivalents import compare_equivalents
@@ -51,6 +51,8 @@ def discover(arguments: list[str], prog: str) -> int:
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
+    if settings.method == "reasonscore":
+        resolve_vocab_token_ids(loaded.tokenizer, settings.words or DEFAULT_REASONING_VOCAB)
     sae = _sae(settings, loaded)
     # Of two questions each would be held out of a fit of one.
     least, what = (2, "a ranking") if settings.method in OTHERS else (CROSS_FIT, "a cross-fitted contrast")

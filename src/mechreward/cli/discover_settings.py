@@ -71,5 +71,7 @@ class DiscoverSettings(JudgeSettings):
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: {value!r} is not allowed, method {self.method} has no use for it")
+        if len(self.words) == 1:
+            raise ValueError(f"words: {self.words!r} is not allowed, one word has no entropy; give at least 2")
         check_signs(self.signs, self.n_features)
         return self

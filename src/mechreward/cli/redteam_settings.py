@@ -41,8 +41,8 @@ class RedTeamSettings(AttackSettings):
     """A PEFT adapter to put on the second model, or on the first if there is no second."""
     pack: str
     """The feature pack: a file, or a bundled pack's name."""
-    sae: str
-    """Its SAE: a folder or file, or a SAE Lens release."""
+    sae: str | None = None
+    """Its SAE: a folder or file, or a SAE Lens release; the bundled one for the model `tiny`."""
     sae_id: str | None = None
     """Which SAE of a release."""
     questions: str

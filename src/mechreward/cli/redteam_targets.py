@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mechreward.cli.asking import sae_source
 from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
 from mechreward.config import ImproveConfig
 from mechreward.errors import InputError, named
@@ -47,7 +48,8 @@ def given(settings: RedTeamSettings) -> Targets:
         )
         for name, model in names.items()
     }
-    sae = load_sae(settings.sae, settings.sae_id, device=settings.device)
+    source = sae_source(settings.model, settings.sae, f"to read {settings.model}")
+    sae = load_sae(source, settings.sae_id, device=settings.device)
     with named(source="questions"):
         questions = load_questions(settings.questions, limit=settings.limit, seed=settings.seed)
     return Targets(
