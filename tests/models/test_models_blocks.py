@@ -10,13 +10,18 @@ from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MptConfig,
     MptForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
 )
 
+import mechreward.models.blocks as blocks_module
 from mechreward.errors import InputError
 from mechreward.models import (
     check_layer,
@@ -24,6 +29,7 @@ from mechreward.models import (
     d_model,
     find_blocks,
     find_decoder,
+    find_final_norm,
     n_blocks,
     read_residuals,
     unwrap,
@@ -75,6 +81,25 @@ def test_blocks_of_llama_4_and_mpt() -> None:
         with torch.no_grad():
             state = model(torch.tensor([[3, 5, 6, 7, 8]]), output_hidden_states=True).hidden_states[1][0, 3:]
         torch.testing.assert_close(h_BTD[0], state, atol=1e-5, rtol=1e-4)
+
+
+def test_the_final_norm_leads_from_the_last_block_to_the_head(tiny_llama, tiny_gpt2) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    phi = PhiForCausalLM(PhiConfig(**sizes, intermediate_size=64)).eval()
+    neox = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, intermediate_size=64)).eval()
+    mpt = MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4)).eval()
+    for model in (tiny_llama, tiny_gpt2, phi, neox, mpt):
+        h_BTD, _ = read_residuals(model, [[3, 5]], [[7, 8]], n_blocks(model) - 1)
+        with torch.no_grad():
+            wanted_TV = model(torch.tensor([[3, 5, 7, 8]])).logits[0, 2:]
+            found_TV = model.get_output_embeddings()(find_final_norm(model)(h_BTD[0]))
+        torch.testing.assert_close(found_TV, wanted_TV, atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoder_without_a_final_norm_is_refused(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks_module, "FINAL_NORMS", ("ln_f", "norm_f"))
+    with pytest.raises(InputError, match="^model: LlamaModel keeps no final norm under ln_f or norm_f$"):
+        find_final_norm(tiny_llama)
 
 
 def test_blocks_are_found_through_peft_compile_and_the_bare_decoder(tiny_llama) -> None:

@@ -14,11 +14,10 @@ from mechreward.errors import InputError
 from mechreward.features import ContrastTable, FeaturePack, PackFeature, sae_ref
 from mechreward.gates import within_question_auroc
 from mechreward.gates.dense import raw_direction
-from mechreward.models import LoadedModel, iter_residuals, n_blocks
+from mechreward.models import LoadedModel, blocks, iter_residuals, n_blocks
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response
 from mechreward.sae import SAE, SAEMeta
-from mechreward.studies import rewards
 from mechreward.studies.rewards import (
     arm_reward,
     certainty_score,
@@ -109,10 +108,10 @@ def test_certainty_is_the_divergence_from_uniform(
 def test_length_and_noise_need_no_last_norm(
     tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards, "FINAL_NORMS", ("final_layernorm",))
+    monkeypatch.setattr(blocks, "FINAL_NORMS", ("final_layernorm",))
     model = loaded(tiny_llama, char_tokenizer)
     assert [control_reward(kind, model, 1).layer for kind in ("length", "noise")] == [1, 1]
-    with pytest.raises(InputError, match="^arms: certainty needs the decoder's last norm"):
+    with pytest.raises(InputError, match="^model: LlamaModel keeps no final norm under final_layernorm"):
         control_reward("certainty", model, 1)
 
 

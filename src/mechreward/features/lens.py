@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 from mechreward.errors import InputError
 from mechreward.features.nodes import check_fit
-from mechreward.models import LoadedModel, find_decoder, unwrap
+from mechreward.models import LoadedModel, find_final_norm, unwrap
 from mechreward.sae import SAE
-
-FINAL_NORMS = ("norm", "ln_f")
-"""What decoders call their last norm; the second is GPT-2's name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def logit_lens(loaded: LoadedModel, sae: SAE, feature_ids: Sequence[int], k: int
 
     Raises:
         InputError: if an id is out of range, the SAE does not fit the model, k is not between 1 and the vocabulary, or
-            the model has no final norm or unembedding under a known name.
+            the model has no final norm under a known name or no unembedding.
     """
     check_fit(loaded, sae)
     logits_KV = lens_logits(loaded.model, sae.decoder_rows(feature_ids))
@@ -55,14 +52,11 @@ def logit_lens(loaded: LoadedModel, sae: SAE, feature_ids: Sequence[int], k: int
 @torch.no_grad()
 def lens_logits(model: nn.Module, rows_KD: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
     """Logits of decoder rows, float32, on the CPU."""
-    inner = unwrap(model)
-    children = dict(find_decoder(inner).named_children())
-    name = next((name for name in FINAL_NORMS if name in children), None)
+    inner, norm = unwrap(model), find_final_norm(model)
     head = inner.get_output_embeddings()
-    if name is None or head is None:
-        lack = "unembedding" if head is None else f"final norm under {' or '.join(FINAL_NORMS)}"
-        raise InputError(f"model: {type(inner).__name__} has no {lack}; it has no logit lens")
-    norm, weight_VD = children[name], head.get_parameter("weight")
+    if head is None:
+        raise InputError(f"model: {type(inner).__name__} has no unembedding; it has no logit lens")
+    weight_VD = head.get_parameter("weight")
     rows_KD = rows_KD.to(weight_VD)
     along_KD = (norm(rows_KD) - norm(-rows_KD)) / 2
     return (along_KD.float() @ weight_VD.float().T).cpu()

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mechreward.errors import InputError
 
 BLOCK_LISTS = ("layers", "h", "blocks")  # the second is GPT-2's name, the third MPT's
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")  # GPT-2, GPT-NeoX, Phi, MPT
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -63,6 +64,20 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         return blocks
     names = " or ".join(BLOCK_LISTS)
     raise InputError(f"model: {type(decoder).__name__} keeps no blocks under {names}; it is not supported")
+
+
+def find_final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last block and the unembedding.
+
+    Raises:
+        InputError: if the decoder has none under a known name.
+    """
+    decoder = find_decoder(model)
+    children = dict(decoder.named_children())
+    norm = next((children[name] for name in FINAL_NORMS if name in children), None)
+    if norm is None:
+        raise InputError(f"model: {type(decoder).__name__} keeps no final norm under {' or '.join(FINAL_NORMS)}")
+    return norm
 
 
 def block_name(model: nn.Module, layer: int) -> str:

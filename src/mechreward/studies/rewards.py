@@ -34,7 +34,7 @@ from mechreward.features.crossfit import PENALTY, centred
 from mechreward.files import sha256_bytes
 from mechreward.gates import read_scores
 from mechreward.gates.dense import raw_direction
-from mechreward.models import LoadedModel, block_name, d_model, find_blocks, find_decoder, norm_outliers, unwrap
+from mechreward.models import LoadedModel, block_name, d_model, find_blocks, find_final_norm, norm_outliers, unwrap
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
 from mechreward.rollout import Response
@@ -44,8 +44,6 @@ from mechreward.studies.config import Kind
 Array = NDArray[np.float64]
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """From h_BTD and mask_BT to r_BT."""
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
-"""What models call the norm after their last block."""
 
 
 def direction_sae(weight_D: Array, bias: float, meta: SAEMeta) -> SAE:
@@ -117,15 +115,11 @@ def noise_score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 
 def certainty_score(model: Any) -> Scorer:
     """KL(uniform || p) in nats of the next-token distribution of each last-block state, by the model's own head."""
-    inner = unwrap(model)
-    parts = dict(find_decoder(model).named_children())
-    norms = [parts[name] for name in FINAL_NORMS if name in parts]
-    if not norms:
-        raise InputError(f"arms: certainty needs the decoder's last norm ({' or '.join(FINAL_NORMS)}), it has none")
+    inner, norm = unwrap(model), find_final_norm(model)
 
     def score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: ARG001 (all scorers take the mask)
         head = inner.get_output_embeddings()
-        logits_BTV = head(norms[0](h_BTD.to(head.weight.dtype))).float()
+        logits_BTV = head(norm(h_BTD.to(head.weight.dtype))).float()
         return -logits_BTV.log_softmax(-1).mean(-1) - float(np.log(logits_BTV.shape[-1]))
 
     return score
