@@ -1,6 +1,7 @@
 """What reading 20 features of a TopK SAE exactly costs, beside the roads people use today. In turns, in one process.
 
-- `sae-lens encode`: every feature with sae-lens' own class, then the 20 columns. What a reward built on it pays.
+- `sae-lens encode`: every feature with sae-lens' own class, then the 20 columns. What a reward built on it pays. Left
+  out where sae-lens is not installed; the next road is then what is compared with.
 - `matmul + topk`: the same by hand: one product, `torch.topk`, scatter, the 20 columns.
 - `dense matmul`: the product of the encoder alone. No top-k, so not an answer; the bar to beat. On CUDA also in
   bfloat16, which is not exact either and several times as fast.
@@ -19,6 +20,7 @@ Peak memory is what one call, in a process of its own, adds to the resident high
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -45,7 +47,7 @@ SIZES = {"small": (576, 9216, 32), "large": (2560, 40960, 128)}
 FREQUENCIES = {"low": (0.001, 0.001), "typical": (0.001, 0.01), "middle": (0.01, 0.01), "high": (0.1, 0.1)}
 """From, to."""
 SELECTED = 20
-LENS = "sae-lens encode"
+LENS, HAND = "sae-lens encode", "matmul + topk"
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,13 @@ def make_calls(case: Case) -> tuple[dict[str, Callable[[], Tensor]], SAE, float]
     sae, h_ND = given(case.setting) if case.setting.sae else made_up(case)
     calibrated = sae.calibrated(h_ND[: len(h_ND) // 2])
     ids = choose(calibrated, *FREQUENCIES[case.frequency])
-    lens, index = lens_object(sae), torch.tensor(ids, device=sae.device)
-    W_DF = sae.W_enc_DF.contiguous()
-    calls: dict[str, Callable[[], Tensor]] = {
-        LENS: lambda: lens.encode(h_ND)[:, index],
-        "matmul + topk": lambda: by_hand(sae, W_DF, h_ND)[:, index],
+    index, W_DF = torch.tensor(ids, device=sae.device), sae.W_enc_DF.contiguous()
+    calls: dict[str, Callable[[], Tensor]] = {}
+    if importlib.util.find_spec("sae_lens"):
+        lens = lens_object(sae)
+        calls[LENS] = lambda: lens.encode(h_ND)[:, index]
+    calls |= {
+        HAND: lambda: by_hand(sae, W_DF, h_ND)[:, index],
         "dense matmul": lambda: h_ND @ W_DF,
         "read": lambda: sae.read(h_ND, ids),
         "read, calibrated": lambda: calibrated.read(h_ND, ids),
@@ -164,9 +168,9 @@ def make_calls(case: Case) -> tuple[dict[str, Callable[[], Tensor]], SAE, float]
         short_ND, short_DF = h_ND.bfloat16(), W_DF.bfloat16()
         calls["dense matmul, bfloat16"] = lambda: short_ND @ short_DF
     with torch.no_grad():
-        wanted, got = calls[LENS](), calls["read, calibrated"]()
+        wanted, got = next(iter(calls.values()))(), calls["read, calibrated"]()
     unlike = ((got > 0) != (wanted > 0)).any(-1).float().mean().item()
-    assert unlike < 1e-3, f"{unlike:.2%} of the tokens have another support than sae-lens gives"
+    assert unlike < 1e-3, f"{unlike:.2%} of the tokens have another support than {next(iter(calls))} gives"
     assert calibrated.frequency_F is not None
     return calls, sae, calibrated.frequency_F[index].mean().item()
 
@@ -174,19 +178,20 @@ def make_calls(case: Case) -> tuple[dict[str, Callable[[], Tensor]], SAE, float]
 def made_up(case: Case) -> tuple[SAE, Tensor]:
     """Residuals that are sums of decoder rows firing by a power law, with noise, and the SAE of these rows."""
     d, f, k = SIZES[case.size]
-    g = torch.Generator().manual_seed(0)
-    W_FD = torch.nn.functional.normalize(torch.randn(f, d, generator=g), dim=-1)
-    rank_F = torch.randperm(f, generator=g)
+    device = case.setting.device
+    g = torch.Generator(device).manual_seed(0)
+    W_FD = torch.nn.functional.normalize(torch.randn(f, d, generator=g, device=device), dim=-1)
+    rank_F = torch.randperm(f, generator=g, device=device)
     frequency_F = (1.0 + rank_F) ** -0.8
     frequency_F = (frequency_F * k / frequency_F.sum()).clamp(max=0.9)
-    h_ND = torch.empty(case.setting.tokens, d)
+    h_ND = torch.empty(case.setting.tokens, d, device=device)
     for rows_ND in h_ND.split(256):
-        fires = torch.rand(len(rows_ND), f, generator=g) < frequency_F
-        rows_ND.copy_((fires * (1 + torch.rand(len(rows_ND), f, generator=g))) @ W_FD)
-        rows_ND.add_(0.3 * torch.randn(len(rows_ND), d, generator=g) / d**0.5)
+        fires = torch.rand(len(rows_ND), f, generator=g, device=device) < frequency_F
+        rows_ND.copy_((fires * (1 + torch.rand(len(rows_ND), f, generator=g, device=device))) @ W_FD)
+        rows_ND.add_(0.3 * torch.randn(len(rows_ND), d, generator=g, device=device) / d**0.5)
     meta = SAEMeta(release="made up", sae_id="", layer=0, model_name="none", hook_name="model.layers.0")
-    sae = SAE("topk", W_FD.T.contiguous(), torch.zeros(f), W_FD, torch.zeros(d), meta, k=k)
-    return sae.to(case.setting.device), h_ND.to(case.setting.device)
+    none_F, none_D = torch.zeros(f, device=device), torch.zeros(d, device=device)
+    return SAE("topk", W_FD.T.contiguous(), none_F, W_FD, none_D, meta, k=k), h_ND
 
 
 def given(setting: Setting) -> tuple[SAE, Tensor]:
@@ -274,20 +279,20 @@ def resident(row: str) -> int:
 
 def make_table(result: Result) -> Table:
     d, f, k = result.shape
-    setting, lens = result.case.setting, result.costs[LENS]
+    setting, (first, base) = result.case.setting, next(iter(result.costs.items()))
     where = f"{device_name(setting.device)}, {setting.threads} threads"
     title = f"N {setting.tokens}, D {d}, F {f}, k {k}; 20 features firing on {result.firing:.2%} of tokens; {where}"
     table = Table(title=title)
-    for column in ("what", "median ms", "range ms", "peak MiB", "time / sae-lens", "memory / sae-lens"):
+    for column in ("what", "median ms", "range ms", "peak MiB", f"time / {first}", f"memory / {first}"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for what, cost in result.costs.items():
-        share = "n/a" if cost.peak is None or not lens.peak else f"{cost.peak / lens.peak:.3f}"
+        share = "n/a" if cost.peak is None or not base.peak else f"{cost.peak / base.peak:.3f}"
         table.add_row(
             what,
             f"{1e3 * cost.median:.1f}",
             f"{1e3 * cost.low:.1f}-{1e3 * cost.high:.1f}",
             "n/a" if cost.peak is None else f"{cost.peak / MIB:.1f}",
-            f"{cost.median / lens.median:.3f}",
+            f"{cost.median / base.median:.3f}",
             share,
         )
     return table
