@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -258,3 +260,24 @@ def test_sae_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     again = ("--responses", str(tmp_path / "r.parquet"), "--seed", "3", "--layers", "0", "2", "--out", str(out))
     assert run(capsys, "sae", "layers", *again)[0] == 0
     assert json.loads(out.read_text()) == record
+
+
+def test_help_comes_before_the_libraries_that_train() -> None:
+    """In a process of its own: here torch is loaded already."""
+    code = """
+import sys
+from mechreward.cli.main import main
+alone = "demo improve discover gate eval redteam report info".split()
+grouped = {"sae": "train check layers info", "steer": "inspect generate sweep repair", "pack": "list"}
+grouped["features"] = "show"
+for verb in alone + [f"{group} {verb}" for group, verbs in grouped.items() for verb in verbs.split()]:
+    try:
+        main([*verb.split(), "--help"])
+    except SystemExit as ended:
+        assert ended.code in (0, None), verb
+    heavy = {"torch", "transformers", "scipy", "sklearn", "pandas"} & set(sys.modules)
+    assert not heavy, (verb, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.count("usage: mechreward") == 18

@@ -145,7 +145,7 @@ def test_what_is_varied_is_the_bare_question(
         asked.extend(question.prompt for question in questions)
         raise Stopped
 
-    monkeypatch.setattr("mechreward.cli.sae_settings.answered", answered)
+    monkeypatch.setattr("mechreward.cli.eval.answered", answered)
     for source, kinds, n in ((plain_questions(tmp_path), "irrelevant", 4), ("tiny:easy", "names, numbers, order,", 12)):
         asked.clear()
         with pytest.raises(Stopped):

@@ -78,7 +78,7 @@ def test_bad_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: tu
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    from mechreward.sae.recipe import SAERecipe
+    from mechreward.recipe import SAERecipe
 
     code, said, _ = run(capsys, "--help")
     assert code == 0

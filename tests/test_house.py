@@ -23,7 +23,7 @@ ROOMS = (
     "models tasks verifiers rollout chains sae probes features reward gates hacking steering training integrations "
     "report config inputs comparison repairs views pipeline studies cli"
 ).split()
-FOR_ALL = ("errors", "files", "settings", "rundir", "tiny", "catalogs")
+FOR_ALL = ("errors", "files", "settings", "recipe", "rundir", "tiny", "catalogs")
 """Modules that every room may import. They are no rooms and import none."""
 BUNDLED = ("tiny", "tiny.world", "tiny.language")
 """What of `tiny` is for all. Its other modules are the script that makes it: they use every room, none uses them."""

@@ -16,9 +16,9 @@ import torch
 from mechreward.errors import InputError
 from mechreward.files import read_json, read_jsonl
 from mechreward.models import load_model
+from mechreward.recipe import SAERecipe
 from mechreward.rollout import load_responses
 from mechreward.sae import TrainedSAE, TrainingPoint, load_sae
-from mechreward.sae.recipe import SAERecipe
 from mechreward.sae.run import Teller, prepare, run_recipe
 from mechreward.sae.run import _rows as rows_of
 from mechreward.settings import make_settings
@@ -139,7 +139,7 @@ def test_a_run_killed_while_it_sampled_goes_on_to_the_same_result(
 def test_a_process_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from mechreward.sae.recipe import SAERecipe\nfrom mechreward.sae.run import Teller, run_recipe\n"
+        "from mechreward.recipe import SAERecipe\nfrom mechreward.sae.run import Teller, run_recipe\n"
         "kill = lambda seen, loss: os.kill(os.getpid(), signal.SIGKILL) if seen >= 8 * 64 else None\n"
         "run_recipe(SAERecipe.model_validate_json(sys.argv[1]), Teller(on_step=kill))\n"
     )

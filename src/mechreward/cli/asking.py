@@ -1,17 +1,18 @@
-"""What verbs are given to read: verified answers, from a file or sampled anew, and an SAE."""
+"""What verbs are given to read: questions, answers to them, from a file or sampled anew, and an SAE."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mechreward.cli.terminal import RichProgress
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
+from mechreward.tasks import Columns, Question, load_questions
 
 if TYPE_CHECKING:
     from mechreward.cli.discover_settings import DiscoverSettings
     from mechreward.cli.gate_settings import GateSettings
-    from mechreward.cli.sae_settings import LayersSettings
+    from mechreward.cli.sae_settings import AskSettings, LayersSettings
     from mechreward.models import LoadedModel
     from mechreward.rollout import Response
 
@@ -32,7 +33,6 @@ def answers(
         InputError: if there are fewer questions to ask than the `least` that `what` needs, or the file holds no
             responses.
     """
-    from mechreward.cli.sae_settings import answered, asked
     from mechreward.inputs import verifier_of
     from mechreward.rollout import load_responses, tokenise_prompts, verify_responses
 
@@ -50,6 +50,46 @@ def answers(
     with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
         responses = answered(settings, loaded, questions, settings.samples, advance)
     return verify_responses(responses, questions, verifier)
+
+
+def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
+    """The questions that the settings name.
+
+    Raises:
+        InputError: as `load_questions`.
+    """
+    with named(source="questions"):
+        return load_questions(
+            source,
+            columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),
+            limit=limit,
+            seed=settings.seed,
+            prompt_format=settings.prompt_format,
+            options=dict(settings.generator_options),
+        )
+
+
+def answered(
+    settings: AskSettings, loaded: LoadedModel, questions: list[Question], n: int, advance: Callable[[int], Any]
+) -> list[Response]:
+    """`n` responses to each question, not verified.
+
+    Raises:
+        InputError: as `sample_responses`.
+    """
+    from mechreward.rollout import sample_responses
+
+    return sample_responses(
+        loaded,
+        questions,
+        n=n,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        chat=settings.chat,
+        on_batch=lambda batch: advance(len(batch)),
+    )
 
 
 def sae_source(model: str, sae: str | None, why: str) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from mechreward.cli.asking import answers, sae_source
+from mechreward.cli.discover_settings import DiscoverSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError, named
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from mechreward.cli.discover_settings import DiscoverSettings
     from mechreward.features import ContrastTable, HeldOutScores
     from mechreward.gates.equivalents import Equivalent
     from mechreward.models import LoadedModel
@@ -33,8 +33,8 @@ COLUMNS = ("effect", "q_value", "auroc", "rank_q_value", "family_p_value", "entr
 
 def discover(arguments: list[str], prog: str) -> int:
     """Reads verified responses, ranks all features and writes table, pack and comparison; 1 if no feature passes."""
+    settings = parse_settings(DiscoverSettings, arguments, prog)
     quiet()
-    from mechreward.cli.discover_settings import DiscoverSettings
     from mechreward.features import DEFAULT_REASONING_VOCAB, resolve_vocab_token_ids, save_contrast
     from mechreward.features.aggregation import build_aggregation
     from mechreward.features.discovery import CROSS_FIT
@@ -42,7 +42,6 @@ def discover(arguments: list[str], prog: str) -> int:
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
-    settings = parse_settings(DiscoverSettings, arguments, prog)
     with named(aggregation="pooling"):
         build_aggregation(settings.pooling)
     if (settings.questions is None) == (settings.responses is None):

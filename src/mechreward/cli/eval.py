@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechreward.cli.asking import sae_source
+from mechreward.cli.asking import answered, asked, sae_source
+from mechreward.cli.eval_settings import EvalSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
@@ -16,16 +17,14 @@ from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from mechreward.chains import Examiner
-    from mechreward.cli.eval_settings import EvalSettings
     from mechreward.reward import FeatureReward
     from mechreward.tasks import Question, Variation
 
 
 def evaluate(arguments: list[str], prog: str) -> int:
     """Asks, judges, prints and writes; 1 if a pack is brittle."""
+    settings = parse_settings(EvalSettings, arguments, prog)
     quiet()
-    from mechreward.cli.eval_settings import EvalSettings
-    from mechreward.cli.sae_settings import answered, asked
     from mechreward.features import save_pack
     from mechreward.gates import check_held_out
     from mechreward.gates.reading import read_scores
@@ -35,7 +34,6 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.rollout import save_responses, tokenise_prompts, verify_responses
     from mechreward.tiny import model_path
 
-    settings = parse_settings(EvalSettings, arguments, prog)
     _check(settings)
     verifier = verifier_of(settings.verifier, settings.strictness)
     assert settings.questions is not None
@@ -105,7 +103,6 @@ def _vary(settings: EvalSettings, source: str) -> tuple[list[Variation], dict[st
     Returns:
         The variations, and which questions the examiner gave none of, by id, with the reason.
     """
-    from mechreward.cli.sae_settings import asked
     from mechreward.tasks.fuzz import allowed_kinds, fuzz
     from mechreward.tasks.load import PLACEHOLDER
 

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import sae_source
+from mechreward.cli.features_settings import FeaturesSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import console, print_path
 from mechreward.errors import InputError
 from mechreward.files import atomic_path
 
 if TYPE_CHECKING:
-    from mechreward.cli.features_settings import FeaturesSettings
     from mechreward.features.contexts import Context, FeatureContexts
     from mechreward.features.labels import Label
     from mechreward.features.lens import LensReading
@@ -26,8 +26,8 @@ RESPONSES = "responses/known.parquet"
 
 def show(arguments: list[str], prog: str) -> int:
     """Prints each feature's labels, logit lens and highest contexts."""
+    settings = parse_settings(FeaturesSettings, arguments, prog)
     quiet()
-    from mechreward.cli.features_settings import FeaturesSettings
     from mechreward.features.contexts import top_contexts
     from mechreward.features.lens import logit_lens
     from mechreward.models import load_model
@@ -35,7 +35,6 @@ def show(arguments: list[str], prog: str) -> int:
     from mechreward.sae import load_sae
     from mechreward.tiny import model_path
 
-    settings = parse_settings(FeaturesSettings, arguments, prog)
     ids = _ids(settings.ids)
     source = sae_source(settings.model, settings.sae, "and was not given")
     responses = load_responses(settings.responses / RESPONSES if settings.responses.is_dir() else settings.responses)

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.asking import answers
+from mechreward.cli.gate_settings import GateSettings
 from mechreward.cli.gate_study import gate_study, gate_survival
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
@@ -16,7 +17,6 @@ from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from mechreward.cli.gate_settings import GateSettings
     from mechreward.features import FeaturePack
     from mechreward.gates import Correlations, Gate1Result, Interval
     from mechreward.reward import FeatureReward
@@ -49,14 +49,13 @@ def _stage(arguments: list[str]) -> str:
 
 def gate_pack(arguments: list[str], prog: str) -> int:
     """Judges a pack, prints the table, writes gate1.json and the pack with its verdict; 1 unless it passes."""
+    settings = parse_settings(GateSettings, arguments, prog)
     quiet()
-    from mechreward.cli.gate_settings import GateSettings
     from mechreward.features import check_table, load_contrast, load_pack, save_pack
     from mechreward.gates import Thresholds, check_held_out, check_rephrased, gate1
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
-    settings = parse_settings(GateSettings, arguments, prog)
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
     reward = _reward(settings, load_pack(settings.pack))

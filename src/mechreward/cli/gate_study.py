@@ -48,10 +48,10 @@ class SurvivalSettings(Settings):
 
 def gate_survival(arguments: list[str], prog: str) -> int:
     """Judges the policies of a study's judged arm, prints the criteria, writes gate3.json; 1 unless it passes."""
+    settings = parse_settings(SurvivalSettings, arguments, prog)
     quiet()
     from mechreward.gates import StudyResults, Survival, gate3
 
-    settings = parse_settings(SurvivalSettings, arguments, prog)
     results = make_settings(StudyResults, read_record(settings.study / "results.json", "study"))
     files = sorted((settings.study / "survival").glob("*.json"))
     found = gate3(results, [make_settings(Survival, read_record(path, "study")) for path in files])
@@ -68,16 +68,17 @@ def gate_survival(arguments: list[str], prog: str) -> int:
 
 def gate_study(arguments: list[str], prog: str) -> int:
     """Runs or reads a study, prints the tables, writes gate2.json; 1 unless the judged arm passes."""
+    of_results = any(argument.split("=")[0] == "--results" for argument in arguments)
+    settings = parse_settings(ResultsSettings, arguments, prog) if of_results else None
     quiet()
     from mechreward.gates import Gate2Bars, StudyResults, gate2
 
     bars = Gate2Bars()
-    if any(argument.split("=")[0] == "--results" for argument in arguments):
-        settings = parse_settings(ResultsSettings, arguments, prog)
+    if settings is None:
+        results, out = _run(arguments, prog)
+    else:
         results, out = make_settings(StudyResults, read_record(settings.results, "results")), make_folder(settings.out)
         bars = Gate2Bars(futile=settings.futile, min_seeds=settings.min_seeds)
-    else:
-        results, out = _run(arguments, prog)
     verdict = gate2(results, bars)
     _show(verdict)
     write_json(out / "gate2.json", verdict.to_dict())

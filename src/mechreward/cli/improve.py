@@ -28,10 +28,10 @@ DEMO: dict[str, Any] = {
 
 def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
     """Parses the flags of the main job over its `--config` file and runs it."""
+    config = parse_settings(ImproveConfig, arguments, prog, preset)
     quiet()
     from mechreward.pipeline import improve as run
 
-    config = parse_settings(ImproveConfig, arguments, prog, preset)
     print_heading(f"{config.model} on {config.questions}", config.out)
     return _tell(run(config, RichProgress()))
 

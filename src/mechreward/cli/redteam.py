@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 def redteam(arguments: list[str], prog: str) -> int:
     """Runs the red team on one model, or on it before and after training."""
-    quiet()
-    from mechreward.cli.redteam_targets import given, of_run
-
     settings: RedTeamSettings | RunSettings
     if any(argument.split("=")[0] == "--run" for argument in arguments):
         settings = parse_settings(RunSettings, arguments, prog)
-        targets, out = of_run(settings), settings.out or settings.run / "redteam.json"
     else:
         settings = parse_settings(RedTeamSettings, arguments, prog)
+    quiet()
+    from mechreward.cli.redteam_targets import given, of_run
+
+    if isinstance(settings, RunSettings):
+        targets, out = of_run(settings), settings.out or settings.run / "redteam.json"
+    else:
         targets, out = given(settings), settings.out
     results = _attack(targets, settings)
     _show(results)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from mechreward.cli.asking import answered, asked
 from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.sae_settings import CheckSettings
 from mechreward.cli.terminal import RichProgress, console
 from mechreward.errors import InputError, named
 
 if TYPE_CHECKING:
-    from mechreward.cli.sae_settings import CheckSettings
     from mechreward.models import LoadedModel
     from mechreward.sae import SAECheck
     from mechreward.sae.rows import Row
@@ -22,18 +23,17 @@ if TYPE_CHECKING:
 
 def check(arguments: list[str], prog: str) -> int:
     """Checks an SAE on a model's residuals: exit code 0 without findings, 1 with some."""
-    quiet()
-    from mechreward.cli.sae_settings import CheckSettings
-    from mechreward.models import load_model
-    from mechreward.sae import load_sae
-    from mechreward.sae.on_model import check_on_model
-    from mechreward.tiny import model_path
-
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--sae", *arguments]
     # No field of the settings: pydantic has a method of that name.
     as_json, arguments = "--json" in arguments, [argument for argument in arguments if argument != "--json"]
     settings = parse_settings(CheckSettings, arguments, prog)
+    quiet()
+    from mechreward.models import load_model
+    from mechreward.sae import load_sae
+    from mechreward.sae.on_model import check_on_model
+    from mechreward.tiny import model_path
+
     if (settings.questions is None) == (settings.text is None):
         raise InputError("questions: give either --questions or --text, for the model to have something to read")
     sae = load_sae(settings.sae, settings.sae_id, device=settings.device)
@@ -51,7 +51,6 @@ def check(arguments: list[str], prog: str) -> int:
 
 def _rows(settings: CheckSettings, loaded: LoadedModel, silent: bool) -> list[Row]:
     """Prompts with the model's own answers, or text; all tokens but the first of each are read."""
-    from mechreward.cli.sae_settings import answered, asked
     from mechreward.models import context_length
     from mechreward.sae import text_documents
     from mechreward.tasks import load_texts

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import answers
 from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.sae_settings import LayersSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
 
 def layers(arguments: list[str], prog: str) -> int:
     """Scores a probe of every block on held-out questions, beside what needs no look inside."""
+    settings = parse_settings(LayersSettings, arguments, prog)
     quiet()
-    from mechreward.cli.sae_settings import LayersSettings
     from mechreward.gates import sweep_layers
     from mechreward.gates.layers import MIN_MIXED
     from mechreward.models import check_layer, load_model
     from mechreward.tiny import model_path
 
-    settings = parse_settings(LayersSettings, arguments, prog)
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
     if settings.out is not None:

@@ -1,18 +1,13 @@
-"""What `mechreward sae check` and `mechreward sae layers` are told, and the answers both sample."""
+"""What a verb that asks a model is told, `mechreward sae check` and `mechreward sae layers` among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.errors import named
-from mechreward.models import LoadedModel
-from mechreward.rollout import Response, sample_responses
 from mechreward.settings import Count, Positive, Settings, Whole
-from mechreward.tasks import Columns, Question, load_questions
 
 
 class AskSettings(Settings):
@@ -92,41 +87,3 @@ class LayersSettings(JudgeSettings):
     """Responses sampled for each question."""
     out: Path | None = None
     """Write all numbers to this JSON file."""
-
-
-def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
-    """The questions that the settings name.
-
-    Raises:
-        InputError: as `load_questions`.
-    """
-    with named(source="questions"):
-        return load_questions(
-            source,
-            columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),
-            limit=limit,
-            seed=settings.seed,
-            prompt_format=settings.prompt_format,
-            options=dict(settings.generator_options),
-        )
-
-
-def answered(
-    settings: AskSettings, loaded: LoadedModel, questions: list[Question], n: int, advance: Callable[[int], Any]
-) -> list[Response]:
-    """`n` responses to each question, not verified.
-
-    Raises:
-        InputError: as `sample_responses`.
-    """
-    return sample_responses(
-        loaded,
-        questions,
-        n=n,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        chat=settings.chat,
-        on_batch=lambda batch: advance(len(batch)),
-    )

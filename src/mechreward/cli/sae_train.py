@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import bars, console, print_heading, print_path
+from mechreward.recipe import SAERecipe
 
 if TYPE_CHECKING:
-    from mechreward.sae.recipe import SAERecipe
     from mechreward.sae.training import TrainedSAE, TrainingPoint
 
 
 def train(arguments: list[str], prog: str) -> int:
     """Trains a sparse autoencoder of a model's block on text, questions and the model's own answers."""
-    quiet()
-    from mechreward.sae.recipe import SAERecipe
-
     recipe = parse_settings(SAERecipe, arguments, prog)
+    quiet()
     print_heading(f"SAE of {recipe.model}, block {recipe.layer}", recipe.out)
     _tell(recipe, _run(recipe))
     return 0

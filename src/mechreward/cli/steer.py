@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.steer_settings import GenerateSettings, SweepSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 
@@ -58,16 +59,10 @@ def inspect(
 
 def generate(arguments: list[str], prog: str) -> int:
     """Answers with and without edits, one under the other."""
-    quiet()
-    from mechreward.cli.steer_settings import (
-        GenerateSettings,
-        check_edits_alone,
-        load_variant,
-        prompt_ids,
-        questions_of,
-    )
-
     settings = parse_settings(GenerateSettings, arguments, prog)
+    quiet()
+    from mechreward.cli.steer_targets import check_edits_alone, load_variant, prompt_ids, questions_of
+
     if bool(settings.features) == (settings.edits is not None):
         raise InputError("features: give either --features or --edits, for there to be something to steer")
     check_edits_alone(settings)
@@ -101,8 +96,9 @@ def generate(arguments: list[str], prog: str) -> int:
 
 def sweep(arguments: list[str], prog: str) -> int:
     """Finds the strength: exit code 0 with a knee, 1 without one."""
+    settings = parse_settings(SweepSettings, arguments, prog)
     quiet()
-    from mechreward.cli.steer_settings import SweepSettings, load_variant, prompt_ids, questions_of
+    from mechreward.cli.steer_targets import load_variant, prompt_ids, questions_of
     from mechreward.files import write_json
     from mechreward.inputs import verifier_of
     from mechreward.rollout import Response, verify_responses
@@ -110,7 +106,6 @@ def sweep(arguments: list[str], prog: str) -> int:
     from mechreward.steering import sweep as run
     from mechreward.steering.sweep import check_strengths
 
-    settings = parse_settings(SweepSettings, arguments, prog)
     if not settings.features:
         raise InputError("features: is needed; give the ids of the features to edit, --features 3 17")
     verifier, questions = verifier_of(settings.verifier, settings.strictness), questions_of(settings)

@@ -6,23 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechreward.cli.asking import sae_source
+from mechreward.cli.asking import answered, asked, sae_source
 from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.repair_settings import RepairSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from mechreward.cli.repair_settings import RepairSettings
     from mechreward.steering.repair_known import RepairConfig
 
 
 def repair(arguments: list[str], prog: str) -> int:
     """Samples, repairs, writes the verified repairs and what they are worth; 1 if there are none."""
+    settings = parse_settings(RepairSettings, arguments, prog)
     quiet()
     from mechreward.chains import Roller
-    from mechreward.cli.repair_settings import RepairSettings
-    from mechreward.cli.sae_settings import answered, asked
     from mechreward.inputs import verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import save_responses, verify_responses
@@ -33,7 +32,6 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.tasks import save_questions, split_questions
     from mechreward.tiny import model_path
 
-    settings = parse_settings(RepairSettings, arguments, prog)
     if settings.questions is None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
     config = _config(settings)

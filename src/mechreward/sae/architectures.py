@@ -24,16 +24,16 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from mechreward.errors import InputError
+from mechreward.recipe import Trainable
 from mechreward.sae.io import sae_from_parts
 from mechreward.sae.sae import SAE, SAEMeta
 
-Trainable = Literal["topk", "batchtopk", "matryoshka", "jumprelu"]
 NESTED = (1, 3, 7, 15)
 """Widths of the inner Matryoshka levels, in 32nds of F, as in the paper's 65k dictionary."""
 

@@ -20,6 +20,7 @@ from mechreward import tiny
 from mechreward.errors import InputError, named
 from mechreward.files import append_row, atomic_path, read_json, read_jsonl, sha256_bytes, write_json
 from mechreward.models import LoadedModel, check_layer, context_length, find_device, load_model
+from mechreward.recipe import SAERecipe
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run, stage_seed
 from mechreward.sae.architectures import SAEShape, check_shape
@@ -27,7 +28,6 @@ from mechreward.sae.checkpoint import Checkpoint
 from mechreward.sae.io import CONFIG, require_sae_lens, save_sae
 from mechreward.sae.loading import load_sae
 from mechreward.sae.own import own_meta, own_shape, train_own_sae
-from mechreward.sae.recipe import SAERecipe
 from mechreward.sae.rows import Document, Row, packed, question_documents, set_aside, text_documents, with_answers
 from mechreward.sae.training import TrainedSAE, TrainingPoint, Watch
 from mechreward.tasks import Columns, Question, load_questions, load_texts

@@ -1,14 +1,15 @@
-"""What a training of an SAE is told."""
+"""What a training of an SAE is told: light enough to be read before the libraries that train."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.sae.architectures import Trainable
 from mechreward.settings import Count, Positive, Settings, Whole
+
+Trainable = Literal["topk", "batchtopk", "matryoshka", "jumprelu"]
 
 
 class SAERecipe(Settings):
