@@ -259,3 +259,16 @@ def test_a_random_control_turns_vectors_to_a_decoder_row(llama, llama_sae) -> No
     nearest = [int((rows @ direction).argmax()) for direction in directions]
     assert [float((rows @ d).max()) for d in directions] == pytest.approx([1.0, 1.0], abs=1e-4)
     assert nearest[0] != nearest[1] and float(directions[0] @ vector / vector.norm()) < 0.99
+
+
+def test_a_random_control_turns_vectors_where_the_first_feature_has_no_decoder_row(llama, llama_sae) -> None:
+    dead = torch.arange(48) == 0
+    sae = replace(llama_sae, W_dec_FD=llama_sae.W_dec_FD.masked_fill(dead[:, None], 0.0))
+    variant = Variant(llama, sae)
+    variant.add_vector(torch.arange(32.0))
+    variant.set(7, 2.0, unit="raw")
+    program = compile_rules(sae, variant.rules, (), "random", 1)
+    turned = program.steps[0].vector_D
+    assert float(turned.norm()) == pytest.approx(float(torch.arange(32.0).norm()))
+    cosine = torch.nn.functional.normalize(sae.W_dec_FD, dim=-1) @ torch.nn.functional.normalize(turned, dim=0)
+    assert float(cosine.max()) == pytest.approx(1.0) and int(cosine.argmax()) not in (0, 7)

@@ -135,24 +135,25 @@ def random_rows(sae: SAE, edited: Sequence[int], seed: int) -> Float[Tensor, "k 
     Raises:
         InputError: if the SAE has too few other features with a decoder row.
     """
+    return _other_rows(sae, edited, len(edited), seed) * sae.decoder_rows(edited).norm(dim=-1, keepdim=True)
+
+
+def _other_rows(sae: SAE, edited: Sequence[int], count: int, seed: int) -> Float[Tensor, "k d"]:
+    """Decoder rows of `count` random features, none of them edited, at length 1."""
     norm_F = sae.W_dec_FD.norm(dim=-1).cpu()
     others = [feature for feature in range(sae.d_sae) if norm_F[feature] > 0 and feature not in set(edited)]
-    if len(others) < len(edited):
-        raise InputError(
-            f"control: {len(edited)} random rows are needed, the SAE has only {len(others)} other features"
-        )
+    if len(others) < count:
+        raise InputError(f"control: {count} random rows are needed, the SAE has only {len(others)} other features")
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    drawn_KD = sae.decoder_rows([others[place] for place in order[: len(edited)].tolist()])
-    wanted_K1 = sae.decoder_rows(edited).norm(dim=-1, keepdim=True)
-    return drawn_KD / drawn_KD.norm(dim=-1, keepdim=True) * wanted_K1
+    drawn_KD = sae.decoder_rows([others[place] for place in order[:count].tolist()])
+    return drawn_KD / drawn_KD.norm(dim=-1, keepdim=True)
 
 
 def _redirected(step: Step, sae: SAE, edited: Sequence[int], seed: int) -> Step:
     """The step with its vector turned to a random decoder row, its length kept."""
     if step.vector_D is None:
         return step
-    row_D = random_rows(sae, [*edited, 0] if 0 not in edited else edited, seed)[0]
-    return replace(step, vector_D=row_D / row_D.norm() * step.vector_D.norm())
+    return replace(step, vector_D=_other_rows(sae, edited, 1, seed)[0] * step.vector_D.norm())
 
 
 def _step(sae: SAE, rule: Rule, edited: Sequence[int]) -> Step:
