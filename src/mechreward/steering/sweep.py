@@ -27,6 +27,7 @@ from mechreward.steering.edits import Mode
 from mechreward.steering.features import Strength
 from mechreward.steering.features import strengths as strengths_of
 from mechreward.steering.fluency import fluency
+from mechreward.steering.hook import closed_ids
 from mechreward.steering.program import Control, compile_rules
 from mechreward.steering.variant import Variant
 
@@ -148,15 +149,20 @@ def find_knee(points: Sequence[Point], mode: Mode = "nudge") -> float | None:
 
 
 def mean_change(variant: Variant, responses: Sequence[Response]) -> Tensor:
-    """[D]: mean of what the variant's edits add to the residuals of the responses' completion tokens, unsteered."""
+    """[D]: mean of what the variant's edits add to the residuals of the responses' completion tokens, unsteered; over
+    those that they touch: no BOS, no pad, none of massive norm. 0 if they touch none."""
     program = compile_rules(variant.sae, variant.rules, (), variant.control, variant.control_seed)
-    total_D, count = torch.zeros(variant.sae.d_model), 0
+    total_D, count, closed = torch.zeros(variant.sae.d_model), 0, closed_ids(variant.loaded.tokenizer)
     prompts, completions = [list(r.prompt_ids) for r in responses], [list(r.completion_ids) for r in responses]
     for batch in iter_residuals(variant.loaded.model, prompts, completions, variant.sae.meta.layer):
         h_ND = batch.h_BTD[batch.mask_BT]
+        open_N = torch.tensor([token not in closed for row in batch.rows for token in completions[row]]).to(h_ND.device)
+        if variant.norm_limit is not None:
+            open_N &= h_ND.norm(dim=-1) <= variant.norm_limit
+        h_ND = h_ND[open_N]
         total_D += program.change(h_ND, program.acts(h_ND)).sum(0).cpu()
         count += len(h_ND)
-    return total_D / count
+    return total_D / max(count, 1)
 
 
 @dataclass(frozen=True)
