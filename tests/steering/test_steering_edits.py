@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mechreward.errors import InputError
 from mechreward.steering import Feature, FeatureGroup, Variant
 from mechreward.steering.conditions import condition_from_json
+from mechreward.steering.edits import Edit, make_edits
 from mechreward.steering.features import feature_ids, strengths
 from mechreward.steering.hook import Prefixes, unnested
 from mechreward.steering.program import compile_rules, random_rows
@@ -272,3 +273,23 @@ def test_a_random_control_turns_vectors_where_the_first_feature_has_no_decoder_r
     assert float(turned.norm()) == pytest.approx(float(torch.arange(32.0).norm()))
     cosine = torch.nn.functional.normalize(sae.W_dec_FD, dim=-1) @ torch.nn.functional.normalize(turned, dim=0)
     assert float(cosine.max()) == pytest.approx(1.0) and int(cosine.argmax()) not in (0, 7)
+
+
+def test_conditions_are_shown_as_they_were_written() -> None:
+    assert str((F > 0.5) & ~(G < F)) == "((feature 3 > 0.5) & ~(feature 5 < feature 3))"
+    assert str((F >= 2) | (G <= 0.25) | (F > G)) == (
+        "(((feature 3 >= 2) | (feature 5 <= 0.25)) | (feature 3 > feature 5))"
+    )
+
+
+def test_truth_values_are_no_numbers() -> None:
+    with pytest.raises(InputError, match="no threshold"):
+        F > True  # noqa: B015
+    for bad in ({"left": [3, True], "op": ">", "right": 1.0}, {"left": [3, 1.0], "op": ">", "right": True}):
+        with pytest.raises(InputError, match="^condition: "):
+            condition_from_json(bad)
+
+
+def test_a_factor_has_no_unit() -> None:
+    assert make_edits({3: 2.0}, "scale", {3: 5.0}) == (Edit(3, 2.0, "scale", 1.0),)
+    assert make_edits({3: 2.0}, "pin", {3: 5.0}) == (Edit(3, 2.0, "pin", 5.0),)

@@ -366,3 +366,38 @@ def test_what_cannot_be_looked_at_is_one_sentence(variant) -> None:
     for by in ("frequency", "max"):
         with pytest.raises(InputError, match="^text: '<s>' has no token but BOS, pads and ones of massive norm$"):
             variant.inspect([0]).top(3, by)
+
+
+def test_what_json_says_of_where_edits_apply_is_taken_over(llama, llama_sae, variant) -> None:
+    variant.where = "completion"
+    assert Variant.from_json(llama, llama_sae, variant.json()).where == "completion"
+    with pytest.raises(InputError, match="^variant: "):
+        Variant.from_json(llama, llama_sae, {**variant.json(), "norm_limit": 0.0})
+
+
+def test_an_edit_under_a_condition_leaves_room_for_one_that_holds_everywhere(variant) -> None:
+    variant.set_when(Feature(5) > 0.1, 3, 1.0, unit="raw")
+    variant.set(3, 2.0, unit="raw")
+    assert [(rule.condition is None, rule.edits[0].add) for rule in variant.rules] == [(False, 1.0), (True, 2.0)]
+
+
+def test_a_vector_is_the_rule_s_own_and_its_condition_in_units(variant) -> None:
+    vector, feature = torch.ones(32), int(np.nanargmax(variant.scales.p99_F))
+    variant.add_vector(vector, Feature(feature) > 0.5)
+    vector[0] = 9.0
+    (rule,) = variant.rules
+    assert rule.vector_D.tolist() == [1.0] * 32
+    assert rule.condition.left.size == variant.scales.unit(feature) != 1.0
+
+
+def test_scales_leave_massive_tokens_out_and_give_silent_features_a_mean_of_0(llama, llama_sae, responses) -> None:
+    model = copy.deepcopy(llama.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[45] *= 1e4
+    loud = [replace(responses[0], completion_ids=(*IDS[0], 45), logprobs=(0.0,) * 7), responses[1]]
+    found = measure_scales(replace(llama, model=model), llama_sae, loud)
+    plain = measure_scales(llama, llama_sae, responses)
+    assert found.n_tokens == plain.n_tokens == 13
+    np.testing.assert_allclose(found.p99_F, plain.p99_F, rtol=1e-4)
+    silent = np.isnan(plain.p99_F)
+    assert silent.any() and not plain.mean_F[silent].any() and plain.mean_F[~silent].all()
