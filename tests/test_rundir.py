@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_a_seed_for_each_stage() -> None:
     assert len({stage_seed(seed, stage) for seed in (0, 1) for stage in ("sae", "answers")}) == 4
     assert stage_seed(0, "sae") == stage_seed(0, "sae")
+
+
+def test_a_setting_or_an_input_that_the_run_did_not_know_is_a_change(tmp_path: Path) -> None:
+    folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    with pytest.raises(InputError, match=r"^c: 3 is not what the run in .* was started with \(None\)"):
+        open_run(folder, {**SETTINGS, "c": 3}, manifest(), resume=True)
+    more = manifest()
+    more["hashes"] = {"rows": "1", "sae": "2"}
+    with pytest.raises(InputError, match="^resume: the sae are not those"):
+        open_run(folder, SETTINGS, more, resume=True)
+
+
+def test_a_stage_s_seed_is_the_first_four_bytes_of_a_hash() -> None:
+    digest = hashlib.sha256(b"9:sae").hexdigest()
+    assert stage_seed(9, "sae") == int(digest[:8], 16) > 2**16

@@ -1,0 +1,97 @@
+"""What a run starts from: where each setting arrives, what a resumed run refuses, lenient verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechreward import inputs as room
+from mechreward.config import ImproveConfig, make_config
+from mechreward.errors import InputError
+from mechreward.files import read_json
+from mechreward.inputs import Inputs, load_policy, load_run_sae, open_folder, prepare, verifier_of
+from mechreward.models import LoadedModel
+from mechreward.sae import SAE, load_sae, save_sae
+from mechreward.studies.config import make_study
+from mechreward.tasks import Columns, Question, QuestionSplit, split_questions
+from mechreward.tiny import SAE_FOLDER
+from mechreward.verifiers import gsm8k_exact_match
+
+QUESTIONS = [Question(f"q{i}", f"what is {i} ?", str(i)) for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAE:
+    return load_sae(str(SAE_FOLDER))
+
+
+def made(
+    loaded: LoadedModel, sae: SAE | None, out: Path, *, answer: str = "19", config: Any = make_config, **more: Any
+):
+    known, unknown = QUESTIONS[:10], [*QUESTIONS[10:19], replace(QUESTIONS[19], answer=answer)]
+    settings: ImproveConfig = config(questions="tiny:easy", out=out, **more)
+    return Inputs(settings, QuestionSplit(known, unknown), gsm8k_exact_match, loaded, 2, sae)
+
+
+@pytest.fixture
+def loaded(tiny_llama, char_tokenizer) -> LoadedModel:
+    return LoadedModel(tiny_llama, char_tokenizer, "m")
+
+
+def test_lenient_takes_the_lenient_verdict() -> None:
+    strict, lenient = (verifier_of("gsm8k_exact_match", kind) for kind in ("strict", "lenient"))
+    for completion, verdicts in (("so 18", (False, True)), ("#### 18", (True, True)), ("so 17", (False, False))):
+        assert (strict("", completion, "18").correct, lenient("", completion, "18").correct) == verdicts
+
+
+def test_settings_arrive_where_questions_and_model_are_loaded(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(room, "load_questions", lambda *given, **options: asked.append((given, options)) or QUESTIONS)
+    monkeypatch.setattr(room, "load_model", lambda *given, **options: asked.append((given, options)) or loaded)
+    config = make_config(
+        questions="some:source", model="some/model", adapter="some/adapter", dtype="bfloat16", device="cuda:1",
+        layer=1, id_column="i", question_column="q", answer_column="a", limit=20, seed=9, known=0.3,
+        prompt_format="Q: {question}", generator_options={"min_terms": 2},
+    )  # fmt: skip
+    found = prepare(config)
+    assert asked == [
+        (("some:source",), {
+            "columns": Columns(id="i", question="q", answer="a"), "limit": 20, "seed": 9,
+            "prompt_format": "Q: {question}", "options": {"min_terms": 2},
+        }),
+        (("some/model",), {"adapter": "some/adapter", "dtype": "bfloat16", "device": "cuda:1"}),
+    ]  # fmt: skip
+    assert found.split == split_questions(QUESTIONS, 0.3, 9) != split_questions(QUESTIONS, 0.3, 0)
+    assert (found.layer, found.sae, load_policy(config)) == (1, None, loaded)
+
+
+def test_a_resumed_run_keeps_its_questions_sae_and_settings(loaded: LoadedModel, sae: SAE, tmp_path: Path) -> None:
+    out = open_folder(made(loaded, sae, tmp_path / "run"))
+    assert set(read_json(out / "manifest.json")["hashes"]) == {"questions", "sae"}
+    assert open_folder(made(loaded, sae, out, resume=True)) == out
+    other = replace(sae, b_dec_D=sae.b_dec_D + 1)
+    for changed, sentence in (
+        (made(loaded, sae, out, resume=True, answer="20"), "^resume: the questions are not those"),
+        (made(loaded, other, out, resume=True), "^resume: the sae are not those"),
+        (made(loaded, sae, out, resume=True, seed=1), "^seed: 1 is not what the run in .* was started with"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            open_folder(changed)
+
+
+def test_a_study_may_go_on_with_more_workers(loaded: LoadedModel, sae: SAE, tmp_path: Path) -> None:
+    out = open_folder(made(loaded, sae, tmp_path / "run", config=make_study))
+    assert open_folder(made(loaded, sae, out, config=make_study, resume=True, workers=4)) == out
+    with pytest.raises(InputError, match=r"^seeds: \[5\] is not what the run in"):
+        open_folder(made(loaded, sae, out, config=make_study, resume=True, seeds=(5,)))
+
+
+def test_the_sae_of_a_run_is_the_one_given_or_the_one_it_trained(sae: SAE, tmp_path: Path) -> None:
+    save_sae(replace(sae, b_dec_D=sae.b_dec_D + 1), tmp_path / "sae")
+    given, trained = (load_run_sae(make_config(questions="tiny:easy", **more), tmp_path) for more in ({}, {"layer": 2}))
+    assert given.weights_hash == sae.weights_hash != trained.weights_hash
