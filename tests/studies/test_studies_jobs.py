@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mechreward.studies import jobs as room
 from mechreward.studies.jobs import Job, run_jobs
 
 
@@ -87,3 +88,46 @@ def test_a_child_that_does_not_come_up_takes_no_other_run_with_it(tmp_path: Path
     dead.with_suffix(".log").write_text("ValueError: of an earlier try")
     jobs = [Job("dead", dead, unready, (Unready(),)), Job("a", path, Path.touch, (path,))]
     assert run_jobs(jobs, 1) == {"dead": "ended with exit code 1 and no result"} and path.exists()
+
+
+class Ended:
+    """A process that has ended well by the time anyone waits for it."""
+
+    exitcode = 0
+
+    def __init__(self, sentinel: int) -> None:
+        self.sentinel = sentinel
+
+    def join(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("workers", "running"), [(1, [1, 1, 1, 1, 1]), (3, [3, 3, 3, 2, 1]), (9, [5, 4, 3, 2, 1])])
+def test_no_more_run_at_a_time_than_workers_and_the_first_begin_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, running: list[int]
+) -> None:
+    started, seen = [], []
+
+    def start(job: Job) -> tuple[Ended, Job]:
+        started.append(job.name)
+        job.path.touch()
+        return Ended(len(started)), job
+
+    def wait(sentinels: list[int]) -> list[int]:
+        seen.append(len(sentinels))
+        return sentinels[:1]
+
+    monkeypatch.setattr(room, "_start", start)
+    monkeypatch.setattr(room, "wait", wait)
+    jobs = [Job(name, tmp_path / name, len, ("",)) for name in "abcde"]
+    assert run_jobs(jobs, workers) == {}
+    assert started == list("abcde") and seen == running
+
+
+def test_of_a_traceback_the_last_line_is_the_error(tmp_path: Path) -> None:
+    job = Job("a", tmp_path / "a.json", len, ("",))
+    job.log.write_text("Traceback (most recent call last):\n  File x\nValueError: no \n\n")
+    assert [room._error(job, code) for code in (1, 0, None, -9)] == [
+        "ValueError: no", "ended with exit code 0 and no result", "ended with exit code None and no result",
+        "killed by signal 9",
+    ]  # fmt: skip

@@ -8,18 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mechreward.errors import InputError
-from mechreward.gates import Evaluation, StudyResults
+from mechreward.features import load_pack
+from mechreward.gates import Answer, Evaluation, StudyResults, Survival
 from mechreward.inputs import prepare
+from mechreward.rollout import Response
+from mechreward.rundir import stage_seed
 from mechreward.studies import study as room
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of, make_study
 from mechreward.studies.jobs import Job
 from mechreward.studies.study import collect, gate_halves, run_study, sides
+from mechreward.tasks import Question
 
 
 def config(out: Path, **changes: object) -> StudyConfig:
@@ -231,3 +238,136 @@ def test_seeds_decide_order_of_questions_alike_in_all_arms(tmp_path: Path) -> No
     assert [job.path.name for job in jobs] == ["outcome-3.json", "sae-step-3.json"]
     assert [job.arguments[3:5] for job in jobs] == [("outcome", 3), ("sae/step", 3)]
     assert np.all([job.arguments[6] is False for job in jobs])
+
+
+def test_runs_are_started_seed_by_seed_with_what_tuning_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = config(tmp_path / "s", seeds=(4, 2), workers=3, survival=True)
+    chosen = {"outcome": Candidate(1e-3, 0.0), "sae": Candidate(1e-4, 0.2)}
+    asked: list[tuple] = []
+
+    def runs(jobs: list[Job], workers: int, on_done: Callable[[Job], None]) -> dict[str, str]:
+        asked.append((workers, [(job.name, job.arguments[3:]) for job in jobs]))
+        for job in jobs[1:]:
+            on_done(job)
+        return {"outcome-4": "ValueError: no"}
+
+    pack = load_pack("tiny/reasoning_pack")
+    for name, fake in (
+        ("prepare", lambda _: None), ("open_folder", lambda _: tmp_path), ("share", lambda *_: None),
+        ("start", lambda *_: None), ("tune", lambda *_: chosen), ("run_jobs", runs), ("load_pack", lambda _: pack),
+        ("read_start", lambda _: Evaluation(step=0, correct={"q": 0.5})),
+        ("check_measurable", lambda _config, layer, start: asked.append((layer, start.step))),
+    ):  # fmt: skip
+        monkeypatch.setattr(room, name, fake)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "outcome-2.json").touch()
+    bar = Counted()
+    monkeypatch.setattr(room, "collect", lambda *_: StudyResults(judged="sae", runs=()))
+    run_study(setting, bar)
+    candidates = [("outcome", 4, chosen["outcome"], False), ("sae", 4, chosen["sae"], False)]
+    candidates += [("outcome", 2, chosen["outcome"], False), ("sae", 2, chosen["sae"], False)]
+    assert asked == [
+        (pack.sae.layer, 0),
+        (3, [(f"{arm}-{seed}", (arm, seed, *rest)) for arm, seed, *rest in candidates]),
+    ]
+    assert bar.counts == [1, 1, 1, 1] and bar.title == "train 4 runs"
+
+
+class Counted:
+    """A progress bar that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.title, self.counts = "", []
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+        self.title = title
+        yield self.counts.append
+
+
+@pytest.mark.parametrize(("trial", "steps"), [(False, 6), (True, 2)])
+def test_a_run_is_trained_as_its_arm_seed_and_candidate_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: bool, steps: int
+) -> None:
+    setting = config(
+        tmp_path, arms=("outcome", "sae", "sae/return_to_go"), judged="sae/return_to_go", steps=6, tune_steps=2,
+        learning_rates=(1e-3, 1e-4), gamma=0.7, step_end=".", credit="step", survival=True, eval_every=3,
+    )  # fmt: skip
+    trained, asked, measured = [], [], []
+
+    def train(loaded, questions, rewards, options, checkpoints, *, arm, dense, evaluate):
+        trained.append((questions, rewards[0], options, arm, dense))
+        checkpoints.mkdir(parents=True)
+        evaluate(loaded, 1)
+        return loaded
+
+    def measure(_config, inputs, policy, reward, questions, seed, answer_seed):
+        measured.append((inputs.loaded is policy, reward, questions, seed, answer_seed))
+        one = (Answer(question="q", correct=True, live=0.0, frozen=0.0, probe=None),)
+        return Survival(arm="sae", seed=seed, before=one, after=one)
+
+    for name, fake in (
+        ("train_arm", train), ("load_reward", lambda *given: given[-2:]), ("measure", measure),
+        ("verified", lambda _inputs, _policy, *given: asked.append(given[:3]) or right(given[0])),
+        ("read_start", lambda _: Evaluation(step=0, correct={"q": 0.5})),
+    ):  # fmt: skip
+        monkeypatch.setattr(room, name, fake)
+    inputs = prepare(setting)
+    trained_on, tested_on = sides(setting, inputs, trial)
+    for arm, credit in (("sae", "step"), ("sae/return_to_go", "return_to_go")):
+        path = tmp_path / "runs" / f"{arm.replace('/', '-')}-5.json"
+        run = room.run_arm(setting, tmp_path, path, arm, 5, Candidate(1e-4, 0.2), trial)
+        assert [one.step for one in run.evaluations] == ([1, 2] if trial else [0, 1, 6])
+        questions, reward, options, named, dense = trained.pop()
+        assert (questions, reward, named) == (trained_on, (arm, 5), arm)
+        assert (options.learning_rate, options.seed, options.steps) == (1e-4, 5, steps)
+        assert (options.eval_every, options.save_every) == (2 if trial else 3, 10**6)
+        assert (dense.weight, dense.credit, dense.gamma, dense.step_end) == (0.2, credit, 0.7, ".")
+        assert not dense.guard.on and dense.gap_every == 0
+    evaluated = stage_seed(setting.seed, "evaluate")
+    assert {one[1:] for one in asked} == {(1, evaluated)} and all(one[0] == tested_on for one in asked)
+    judged = [(False, ("sae/return_to_go", 5), tested_on, 5, evaluated)]
+    assert measured == ([] if trial else judged)
+    assert (tmp_path / "survival" / "sae-return_to_go-5.json").exists() != trial
+
+
+def right(questions: list[Question]) -> list[Response]:
+    return [Response(q.id, 0, (1,), (2,), "", (0.0,), "eos", True) for q in questions]
+
+
+def test_a_candidate_of_which_a_trial_crashed_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trial(_: StudyConfig, __: Path, path: Path, arm: str, seed: int, c: Candidate, ___: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if c.learning_rate == 1e-4 and (arm == "outcome" or seed == 1000):
+            record = {"arm": arm, "seed": seed, "evaluations": [{"step": 1, "correct": {"q": 0.0}}]}
+            path.write_text(json.dumps(record))
+
+    monkeypatch.setattr(room, "run_jobs", here)
+    monkeypatch.setattr(room, "run_arm", trial)
+    one = config(tmp_path, learning_rates=(1e-3, 1e-4))
+    assert room.tune(one, tmp_path, room.silent)["outcome"] == (1e-4, 0.0), "a 0 is better than a crash"
+    both = config(tmp_path / "b", learning_rates=(1e-3, 1e-4), tune_seeds=(1000, 1001))
+    with pytest.raises(InputError, match="^arms: no trial of sae came to an end; its logs are in .*trials"):
+        room.tune(both, tmp_path / "b", room.silent)
+
+
+def test_a_pack_that_did_not_pass_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = prepare(config(tmp_path, ungated=False))
+    pack, given, calls = load_pack("tiny/reasoning_pack"), right(inputs.split.known), []
+    for name, result in (("sample", given), ("get_sae", inputs.sae), ("save_questions", None)):
+        monkeypatch.setattr(room, name, lambda *_, result=result: result)
+    monkeypatch.setattr(room, "discover_pack", lambda *found: calls.append(found[3]) or (pack, None))
+    monkeypatch.setattr(
+        room, "judge_pack", lambda *found: calls.append(found[4]) or {"verdict": "inconclusive", "reason": "too few"}
+    )
+    with pytest.raises(InputError, match=r"^pack: Gate 1 did not pass \(inconclusive: too few\); a study needs --ung"):
+        room.share(inputs, tmp_path, room.silent)
+    halves = gate_halves(inputs)
+    for half, seen in zip(halves, calls, strict=True):
+        assert {q.id for q in half} == {r.question_id for r in seen}
+    room.share(replace(inputs, config=config(tmp_path)), tmp_path, room.silent)
+
+
+def test_canaries_are_plain_texts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^survival: canaries and the panel are plain texts"):
+        config(tmp_path, survival=True, chat=True)
