@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,3 +158,44 @@ def test_nothing_to_learn_from_is_one_sentence(loaded: LoadedModel) -> None:
     with pytest.raises(InputError, match="^model: mine carries an adapter"), contrastive_pair(adapted, responses):
         pass
     assert not any(isinstance(module, nn.Dropout) and module.p for module in loaded.model.modules())
+
+
+def trained_by_hand(model: nn.Module, responses: list[Response], config: ContrastiveConfig) -> nn.Module:
+    """Both adapters, row by row: AdamW without weight decay, clipped gradients, a rate that falls in a line to 0."""
+    mlp = ["gate_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=mlp, task_type="CAUSAL_LM")
+    torch.manual_seed(config.seed)
+    twin = get_peft_model(copy.deepcopy(model), lora, adapter_name="positive")
+    twin.add_adapter("negative", lora)
+    for side, verdict in (("positive", True), ("negative", False)):
+        twin.set_adapter(side)
+        weights = [weight for name, weight in twin.named_parameters() if f".{side}." in name]
+        optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=0.0)
+        batches = list(_batches([r for r in responses if r.correct is verdict], config))
+        for place, batch in enumerate(batches):
+            logprobs = []
+            for r in batch:
+                logits = twin(torch.tensor([[*r.prompt_ids, *r.completion_ids]])).logits[0, len(r.prompt_ids) - 1 : -1]
+                logprobs.append(logits.log_softmax(-1)[range(len(r.completion_ids)), list(r.completion_ids)])
+            (-torch.cat(logprobs).mean()).backward()
+            size = torch.cat([w.grad.flatten() for w in weights]).norm()
+            for weight in weights:
+                weight.grad *= (1 / (size + 1e-6)).clamp(max=1.0)
+            optimizer.param_groups[0]["lr"] = config.lr * (1 - place / len(batches))
+            optimizer.step()
+            optimizer.zero_grad()
+    return twin
+
+
+def test_both_adapters_are_trained_as_written_by_hand(loaded: LoadedModel) -> None:
+    config = ContrastiveConfig(lr=1e-2, batch_size=2, rank=2, alpha=7, seed=3)
+    responses = made(10, 0)
+    unverified = replace(responses[0], correct=None)
+    expected = dict(trained_by_hand(loaded.model, responses, config).named_parameters())
+    with contrastive_pair(loaded, [unverified, *responses], config) as pair:
+        assert not pair.model.training
+        found = {name: weight for name, weight in pair.model.named_parameters() if "lora_" in name}
+        assert {weight.shape[0 if "lora_A" in name else 1] for name, weight in found.items()} == {2}
+        off = torch.cat([(weight - expected[name]).detach().abs().flatten() for name, weight in found.items()])
+    assert ContrastiveConfig() == ContrastiveConfig(beta=1.0, rank=8, alpha=16, epochs=1, lr=3e-4, batch_size=16)
+    assert float(off.max()) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from mechreward.chains import ContrastiveConfig, Roller, decompose, step_of
+from mechreward.chains import ContrastiveConfig, Lost, Roller, decompose, step_of
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, NoFeatures
 from mechreward.gates import accuracy_interval
@@ -377,3 +378,80 @@ def test_what_is_asked_for_reaches_the_arms(known, reasoner, reasoner_sae, monke
     for response in (a.wrong for a in tried):
         lost = [r for r in responses if r.question_id == response.question_id and r.correct is False]
         assert response == lost[0]
+
+
+def test_a_cut_by_contrast_is_the_first_token_below_a_tenth_with_all_its_scores(roller, monkeypatch) -> None:
+    room, asked = import_module("mechreward.steering.cuts"), []
+    scores = [[0.5, 0.1, 0.0999, 0.01], [0.2, 0.3], [0.05, 0.9]]
+
+    class Pair:
+        def scores(self, told):
+            asked.append(told)
+            return scores[: len(told)]
+
+    @contextmanager
+    def pair(*given):
+        asked.append(given)
+        yield Pair()
+
+    monkeypatch.setattr(room, "contrastive_pair", pair)
+    wrong, config = chains(roller), ContrastiveConfig(epochs=3)
+    silent = replace(wrong[0], completion_ids=(1,), logprobs=(-1.0,), text=" ")
+    others = [replace(wrong[0], question_id="q9")]
+    cuts = find_cuts(roller, [wrong[0], silent, *wrong[1:]], "contrast", others=others, contrastive=config)
+    assert cuts == [Cut(2, tuple(scores[0])), None, None, Cut(0, tuple(scores[2]))]
+    assert asked == [(roller.loaded, others, config), wrong]
+
+
+def test_rollouts_a_place_are_as_many_as_asked_for(roller, monkeypatch) -> None:
+    room, asked = import_module("mechreward.steering.cuts"), []
+
+    def lost(_roller, told, steps, n):
+        asked.append((len(told), len(steps), n))
+        return [None, Lost(4, 1, ()), Lost(0, 0, ())]
+
+    monkeypatch.setattr(room, "rollout_critical", lost)
+    assert find_cuts(roller, chains(roller), "rollouts", rollouts=5) == [None, Cut(4), Cut(0)]
+    assert asked == [(3, 3, 5)]
+
+
+def test_what_was_not_verified_is_no_wrong_chain(llama) -> None:
+    questions = [Question(f"q{i}", f"x{i}", "1") for i in range(4)]
+    given = [Response(q.id, 0, (0,), (4, 5), "w", (-1.0,) * 2, "eos", None) for q in questions]
+    assert wrong_chains(Roller(llama, questions, even, LENGTH), given, 9) == ([], [])
+
+
+def test_solutions_are_missed_before_anything_is_read(llama, llama_sae, monkeypatch) -> None:
+    room = import_module("mechreward.steering.repair_known")
+    monkeypatch.setattr(room, "_steered_by", lambda *_: pytest.fail("features before solutions"))
+    questions = [Question(f"q{i}", f"x{i}", "1") for i in range(4)]
+    given = [Response(q.id, 0, (0,), (4, 5), "w", (-1.0,) * 2, "eos", False) for q in questions]
+    with pytest.raises(InputError, match="^critical: solution needs worked solutions, and question q0 has none"):
+        repair_known(Roller(llama, questions, even, LENGTH), llama_sae, given, RepairConfig(critical="solution"))
+
+
+@pytest.mark.parametrize("name", ["rollouts", "tries", "n_features", "chains"])
+def test_counts_of_a_repair_are_at_least_1_and_its_strength_is_finite(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: 0 is too small; it must be at least 1$"):
+        RepairConfig(**{name: 0})
+    for bad in (0.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="^strength: .* is not allowed; it must be above 0, and finite$"):
+            RepairConfig(strength=bad)
+
+
+def test_tries_are_drawn_in_the_batches_of_the_roller(roller, variant, monkeypatch) -> None:
+    room, asked = import_module("mechreward.steering.repair"), []
+
+    def draw(loaded, responses, starts, **options):
+        asked.append((options["batch_size"], options["max_new_tokens"], options["n"]))
+        return continue_responses(loaded, responses, starts, **options)
+
+    monkeypatch.setattr(room, "continue_responses", draw)
+    repair(variant, replace(roller, batch_size=2, temperature=1.0), chains(roller), [Cut(4), Cut(0), Cut(3)], tries=2)
+    assert asked == [(2, LENGTH, 2), (2, LENGTH, 1), (2, LENGTH, 2), (2, LENGTH, 2), (2, LENGTH, 1)]
+
+
+def test_a_step_that_cannot_be_written_anew_ends_where_it_was_cut(roller) -> None:
+    response = chains(roller)[0]
+    assert _step_end(roller, response, len(response.completion_ids)) == len(response.completion_ids)
+    assert [_step_end(roller, response, cut) for cut in (0, 4)] == [3, 7]

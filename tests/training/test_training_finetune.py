@@ -139,6 +139,16 @@ def test_an_id_on_both_sides_is_unknown(loaded) -> None:
     check_known(PAIRS, SPLIT, loaded)
 
 
+def test_a_prompt_of_unknown_is_known_by_its_chat_template_too(loaded) -> None:
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.chat_template = "{% for turn in messages %}Q: {{ turn['content'] }}\nA:{% endfor %}"
+    chatty = replace(loaded, tokenizer=tokenizer)
+    copied = [replace(PAIRS[0], prompt_ids=char_ids(loaded, "Q: 7+8=\nA:"))]
+    check_known(copied, SPLIT, chatty)
+    with pytest.raises(InputError, match="that of k0 has the prompt of UNKNOWN question u0"):
+        check_known(copied, SPLIT, chatty, chat=True)
+
+
 def char_ids(loaded, text: str) -> tuple[int, ...]:
     return tuple(loaded.tokenizer(text)["input_ids"])
 
