@@ -80,3 +80,14 @@ def test_a_killed_run_s_half_line_is_left_out_and_a_step_logged_twice_counts_onc
     run = read_run(tmp_path)
     assert run.evals is not None and run.evals["accuracy"].tolist() == [0.2, 0.1]
     assert run.arms == ["dense"]
+
+
+def test_arms_of_a_repair_are_those_that_were_trained_not_the_settings_of_grpo(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: repair\narms: [dense]\n")
+    assert read_run(tmp_path).arms == []
+    rows = [{"arm": arm, "seed": 0, "step": 0, "kind": "eval", "accuracy": 0.1} for arm in ("repair_dpo", "repair_sft")]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "results.json").write_text(json.dumps({"arms": {"rejection_sft": {}, "repair_sft": {}}}))
+    assert read_run(tmp_path).arms == ["repair_dpo", "repair_sft", "rejection_sft"]
+    (tmp_path / "config.yaml").write_text("method: both\narms: [dense]\n")
+    assert read_run(tmp_path).arms == ["dense", "repair_dpo", "repair_sft", "rejection_sft"]

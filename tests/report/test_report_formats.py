@@ -41,3 +41,33 @@ from mechreward.report import formats as f
 )
 def test_printed(printed: str, expected: str) -> None:
     assert printed == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(59, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (None, "–")],
+)
+def test_durations_change_their_unit_where_one_is_full(seconds: float | None, expected: str) -> None:
+    assert f.duration(seconds) == expected
+
+
+def test_a_p_of_one_in_a_thousand_is_printed() -> None:
+    assert (f.p_value(0.001), f.p_value(0.00099)) == ("p = 0.001", "p < 0.001")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "tone"),
+    [
+        (0.01, 0.2, 0.04, "good"),
+        (-0.2, -0.01, 0.04, "bad"),
+        (0.0, 0.2, 0.04, "neutral"),
+        (-0.2, 0.0, 0.04, "neutral"),
+        (0.01, 0.2, 0.05, "neutral"),
+        (0.01, 0.2, None, "neutral"),
+        (None, 0.2, 0.04, "neutral"),
+    ],
+)
+def test_a_change_is_one_where_interval_and_test_say_so(
+    low: float | None, high: float, p: float | None, tone: str
+) -> None:
+    assert f.paired_tone({"low": low, "high": high, "p_value": p}) == tone

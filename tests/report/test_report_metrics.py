@@ -42,3 +42,17 @@ def test_trend_is_a_centred_mean_over_a_fifteenth() -> None:
     trend = thinned(frame, "kl")["trend"]
     assert trend[10] == pytest.approx((81 + 100 + 121) / 3)
     assert trend[0] == pytest.approx(0.5)
+
+
+def test_each_seed_is_a_line_of_its_own() -> None:
+    frame = pd.DataFrame({"arm": "a", "seed": [0, 1, 0, 1], "step": [1, 1, 2, 2], "kl": [1.0, 5.0, 2.0, 6.0]})
+    found = thinned(frame, "kl")[["arm", "seed", "step", "value", "trend"]]
+    assert found.values.tolist() == [
+        ["a", 0, 1, 1.0, 1.0], ["a", 0, 2, 2.0, 2.0], ["a", 1, 1, 5.0, 5.0], ["a", 1, 2, 6.0, 6.0],
+    ]  # fmt: skip
+
+
+def test_a_long_line_is_thinned_in_the_order_of_its_steps() -> None:
+    steps = [*range(600, 0, -1)]
+    thin = thinned(pd.DataFrame({"arm": "a", "step": steps, "kl": [float(step) for step in steps]}), "kl")
+    assert thin["step"].tolist() == [1.5 + 2 * place for place in range(300)] == thin["value"].tolist()

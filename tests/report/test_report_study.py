@@ -12,6 +12,7 @@ from scipy import stats
 from mechreward.errors import InputError
 from mechreward.gates import crossed_interval, median_steps, steps_to
 from mechreward.report import write_report
+from mechreward.report.charts import REFERENCE
 from mechreward.report.study import Study, arms_table, read_study, study_facts, study_figures, study_headline
 
 QUESTIONS = [f"q{index}" for index in range(12)]
@@ -141,3 +142,25 @@ def test_results_that_do_not_fit_are_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "s", judged="probe")
     with pytest.raises(InputError, match="no finished run of arm 'probe'"):
         write_report(folder)
+
+
+def test_starts_facts_and_one_scale_for_all_charts(study: Study) -> None:
+    for row, arm in zip(arms_table(study).rows, ("outcome", "sae", "random"), strict=True):
+        starts = np.array([list(run.evaluations[0].correct.values()) for run in study.runs(arm)])
+        assert row.cells[2] == f"{100 * starts.mean():.1f}%" and row.cells[2] != row.cells[3]
+    found = dict(study_facts(study))
+    assert (found["UNKNOWN questions"], found["Steps"], found["Arms"]) == ("12", "10", "3")
+    assert found["Runs"] == "15 finished, 0 crashed"
+    curves = [value for run in study.results.runs for _, value in run.curve]
+    for figure in study_figures(study):
+        domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in figure.spec["layer"]]
+        assert domains == [pytest.approx([min(curves), max(curves)])] * len(domains)
+
+
+def test_outcome_only_s_mean_is_the_grey_line_of_every_chart(study: Study) -> None:
+    for figure, arm in zip(study_figures(study), ("outcome", "sae", "random"), strict=True):
+        lines = [layer for layer in figure.spec["layer"] if layer["mark"]["type"] == "line"]
+        drawn = [figure.spec["datasets"][layer["data"]["name"]] for layer in lines]
+        assert lines[1]["mark"]["color"] == REFERENCE and [len(rows) for rows in drawn] == [15, 3, 3]
+        for rows, name in ((drawn[1], "outcome"), (drawn[2], arm)):
+            assert rows[-1]["accuracy"] == pytest.approx(finals(study, name).mean())

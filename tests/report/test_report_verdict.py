@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mechreward.report import read_run
-from mechreward.report.verdict import arm_cards, between_lines, facts, headline, missing, stages
+from mechreward.report.verdict import arm_cards, baseline_line, between_lines, facts, headline, missing, stages
 
 FakeRun = Callable[..., Path]
 
@@ -127,3 +128,54 @@ def test_facts_leave_out_what_no_file_holds(folder: Path) -> None:
     for name in ("sae.json", "pack.json", "questions.parquet", "results.json"):
         (folder / name).unlink()
     assert [name for name, _ in facts(read_run(folder))] == ["Model", "Task", "Arms", "Seed", "Device"]
+
+
+def test_a_run_stopped_undecided_before_its_results_were_written(fake_run: FakeRun, tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "stopped", gate="inconclusive")
+    (folder / "results.json").unlink()
+    top = headline(read_run(folder))
+    assert (top.text, top.tone) == ("Not trained: Gate 1 did not pass.", "neutral")
+    assert not top.detail.endswith("(ungated).")
+
+
+def test_cards_stand_in_the_order_of_the_settings_each_with_its_own_intervals(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    _change(folder / "results.json", arms=dict(reversed(results["arms"].items())))
+    outcome, dense = arm_cards(read_run(folder))
+    assert (outcome.arm, dense.arm) == ("outcome", "dense")
+    assert (dense.before_interval, dense.after_interval) == ("9.3 to 21.8%", "33.7 to 48.9%")
+    assert dense.n == "16 questions, 64 responses"
+
+
+def test_answers_before_training_are_counted_and_what_was_not_verified_is_not_right(folder: Path) -> None:
+    frame = pd.DataFrame({"question_id": ["a", "a", "b"], "correct": [True, None, False], "completion_ids": [[1]] * 3})
+    frame.to_parquet(folder / "responses" / "baseline.parquet")
+    assert baseline_line(read_run(folder)) == ("Before training, 1 of 3 answers to 2 UNKNOWN questions were right.")
+    (folder / "responses" / "baseline.parquet").unlink()
+    assert baseline_line(read_run(folder)) == ""
+
+
+@pytest.mark.parametrize(
+    ("gate", "why"),
+    [
+        ("fail", "It stopped after Gate 1, whose verdict is “fail”."),
+        ("inconclusive", "It stopped after Gate 1, whose verdict is “inconclusive”."),
+        ("pass", "The last stage with files is “Gate 1”."),
+    ],
+)
+def test_why_there_is_no_training(gate: str, why: str, folder: Path) -> None:
+    _change(folder / "gate1.json", verdict=gate)
+    (folder / "results.json").unlink()
+    run = read_run(folder)
+    stopped = "results.json is not in this run directory: the run did not reach the final evaluation. "
+    assert missing(run, "results.json", "the final evaluation") == stopped + "The last stage with files is “Training”."
+    (folder / "metrics.jsonl").unlink()
+    stopped = "metrics.jsonl is not in this run directory: the run did not reach training. "
+    assert missing(read_run(folder), "metrics.jsonl", "training") == stopped + why
+
+
+def test_facts_are_those_of_the_manifest_and_the_pack(folder: Path) -> None:
+    _change(folder / "manifest.json", seed=5, device="cuda:1")
+    _change(folder / "pack.json", pooling="last_4")
+    found = dict(facts(read_run(folder)))
+    assert (found["Seed"], found["Device"], found["Pack"]) == ("5", "cuda:1", "8 features, last_4 pooled")
