@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from mechreward.errors import InputError
 from mechreward.gates import accuracy_interval
 from mechreward.models import LoadedModel, load_model
 from mechreward.rollout import sample_responses, verify_responses
+from mechreward.studies import capability
 from mechreward.studies.capability import Score, lm_eval_scores, panel_of, panel_scores, read_score
-from mechreward.tasks import load_questions
+from mechreward.tasks import Question, load_questions
 from mechreward.tiny import MODEL
 from mechreward.verifiers import gsm8k_exact_match
 
@@ -108,3 +110,28 @@ def test_before_and_after_are_of_the_same_tasks() -> None:
     assert (task.before, task.before_error, task.after, task.after_error) == (0.5, 0.1, 0.4, 0.2)
     with pytest.raises(InputError, match="panel: b was measured on one side only"):
         panel_of(before, after | {"b": Score(0.1, 0.1)})
+
+
+def test_the_newest_results_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of an earlier run lie in the same folder, and come first by name."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, score, age in (("results_2.json", 0.25, 0), ("results_1.json", 0.75, 500), ("results_3.json", 0.5, 900)):
+        (out / name).write_text(json.dumps({"results": {"t": {"acc,none": score, "acc_stderr,none": 0.1}}}))
+        stamp = (out / name).stat().st_mtime - age
+        os.utime(out / name, (stamp, stamp))
+    harness(tmp_path, "exit 0\n", monkeypatch)
+    assert lm_eval_scores("m", ["t"], out) == {"t": Score(0.25, 0.1)}
+
+
+def test_a_panel_s_questions_are_asked_in_the_form_given(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(source: str, **options: object) -> list[Question]:
+        asked.append((source, options))
+        return load_questions("tiny:easy", limit=2, seed=3)
+
+    monkeypatch.setattr(capability, "load_questions", load)
+    options = {"n_questions": 2, "max_new_tokens": 2, "prompt_format": "Q {question}", "seed": 3}
+    panel_scores(tiny, ["a", "b"], gsm8k_exact_match, **options)  # type: ignore[arg-type]
+    assert asked == [(name, {"limit": 2, "seed": 3, "prompt_format": "Q {question}"}) for name in ("a", "b")]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
@@ -23,6 +24,7 @@ from mechreward.studies.rewards import (
     certainty_score,
     control_reward,
     direction_reward,
+    direction_sae,
     length_score,
     noise_score,
     probe_reward,
@@ -185,3 +187,72 @@ def test_the_raw_direction_is_the_packs(tiny_llama: PreTrainedModel, char_tokeni
     h_BTD, mask_BT = states(), torch.ones(3, 5, dtype=torch.bool)
     wanted = h_BTD @ torch.tensor(raw_direction(base.pack, base.sae), dtype=torch.float32)
     torch.testing.assert_close(reward.score_tokens(h_BTD, mask_BT)[0], wanted)
+
+
+def test_a_direction_s_decoder_writes_the_projection_back() -> None:
+    weight_D, h_BTD = torch.tensor([1.0, -2.0, 0.5, 0.0]), states()
+    sae = direction_sae(weight_D.double().numpy(), 0.0, META)
+    written = sae.decode(sae.encode(h_BTD[0]), h_BTD[0])
+    torch.testing.assert_close(written, (h_BTD[0] @ weight_D)[:, None] * weight_D / weight_D.square().sum())
+
+
+def test_the_probe_is_a_regression_on_centred_and_standardised_means(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Written out with numpy and scikit-learn; what it pays is its log-odds a token, on average 0."""
+    base, rows = found(32), answers()
+    means = []
+    for row in rows:
+        [batch] = iter_residuals(tiny_llama, [list(row.prompt_ids)], [list(row.completion_ids)], base.layer)
+        means.append(batch.h_BTD[0].double().mean(0).numpy())
+    states_ND, right_N = np.array(means), np.array([row.correct for row in rows])
+    offsets_ND = np.repeat(states_ND.reshape(8, 4, 32).mean(1), 4, axis=0)
+    x_ND = states_ND - offsets_ND
+    spread_D = x_ND.std(0)
+    fitted = LogisticRegression(C=0.05, max_iter=500).fit(x_ND / spread_D, right_N)
+    weight_D = fitted.coef_[0] / spread_D
+    reward = probe_reward(base, rows, loaded(tiny_llama, char_tokenizer))
+    paid, readable = reward.score_tokens(
+        torch.tensor(states_ND, dtype=torch.float32)[:, None], torch.ones(32, 1).bool()
+    )
+    wanted = (states_ND - states_ND.mean(0)) @ weight_D
+    assert readable.all() and paid[:, 0].numpy() == pytest.approx(wanted, rel=0.02, abs=0.02 * np.abs(wanted).max())
+
+
+def test_the_failed_arm_is_found_under_shuffled_labels(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, rows, asked = found(), answers(), []
+    pooled = FeatureReward(base.pack.model_copy(update={"pooling": "max"}), base.sae)
+    effects = {"id": range(6), "effect": [0.1, -0.9, 0.3, -2.0, 0.0, 0.5], "scale": [1.0, 2.0, 3.0, 0.0, 1.0, 4.0]}
+
+    def discover(_: LoadedModel, sae: SAE, given: list[Response], **options: object) -> ContrastTable:
+        asked.append((sae, given, options))
+        return ContrastTable(pd.DataFrame(effects), 8, 8, 32)
+
+    monkeypatch.setattr(rewards, "discover", discover)
+    for seed in (5, 6):
+        reward = arm_reward("failed", pooled, table(), rows, loaded(tiny_llama, char_tokenizer), seed)
+        # The largest |effect| of feature 3 counts for nothing: it never fires.
+        assert [(f.id, f.weight, f.scale) for f in reward.pack.features] == [
+            (1, pytest.approx(-1 / 3), 2.0), (5, pytest.approx(1 / 3), 4.0), (2, pytest.approx(1 / 3), 3.0),
+        ]  # fmt: skip
+        sae, given, options = asked.pop()
+        order = np.random.default_rng(seed).permutation(32)
+        assert [one.correct for one in given] == [rows[at].correct for at in order] != [one.correct for one in rows]
+        assert [one.completion_ids for one in given] == [one.completion_ids for one in rows]
+        assert sae is base.sae and options == {"pooling": "max", "seed": seed} and reward.pack.pooling == "max"
+
+
+def test_random_features_are_drawn_by_the_seed_and_controls_hash_their_block(
+    tiny_llama: PreTrainedModel, char_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    wide, policy = found(), loaded(tiny_llama, char_tokenizer)
+    generator = torch.Generator().manual_seed(2)
+    w_DF = torch.randn(4, 60, generator=generator)
+    sae = SAE("relu", w_DF, torch.zeros(60), w_DF.T.contiguous(), torch.zeros(4), META)
+    base = FeatureReward(FeaturePack(name="p", model_name="m", sae=sae_ref(sae), features=wide.pack.features), sae)
+    many = ContrastTable(pd.DataFrame({"id": range(60), "support": [0.5] * 60, "scale": [1.0] * 60}), 8, 8, 32)
+    drawn = [arm_reward("random", base, many, [], policy, seed).feature_ids() for seed in (0, 1, 2, 1)]
+    assert drawn[1] == drawn[3] and len({tuple(ids) for ids in drawn}) == 3
+    assert control_reward("noise", policy, 1).spec_hash != control_reward("noise", policy, 2).spec_hash

@@ -11,13 +11,16 @@ import torch
 
 from mechreward.errors import InputError
 from mechreward.features import load_pack
-from mechreward.gates import Evaluation, Survival
+from mechreward.gates import Answer, Evaluation, Survival
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs, prepare
 from mechreward.models import LoadedModel, iter_residuals, load_model, norm_outliers
 from mechreward.pipeline import verified
 from mechreward.probes import load_probe, save_probe
 from mechreward.reward import FeatureReward
+from mechreward.reward.feature_reward import read_tokens
+from mechreward.studies import survival as room
+from mechreward.studies.capability import Score
 from mechreward.studies.config import make_study
 from mechreward.studies.survival import PROBE, check_measurable, load_held_out, measure, paid_canaries, read_answers
 from mechreward.tiny import MODEL
@@ -109,3 +112,87 @@ def test_what_could_not_be_measured_is_found_before_training(reward: FeatureRewa
             check_measurable(make_study(**(SMALL | change)), reward.layer, start)
     with pytest.raises(InputError, match="it must be another one"):
         check_measurable(make_study(**SMALL), load_probe(PROBE).layer, right)
+
+
+def test_ends_of_steps_are_those_of_the_text(inputs: Inputs, reward: FeatureReward) -> None:
+    """A reward pooled at full stops, against the mean of its tokens that hold one, and of the last."""
+    stops = FeatureReward(reward.pack.model_copy(update={"pooling": "step_end:."}), reward.sae)
+    given = verified(inputs, inputs.loaded, inputs.split.unknown[:2], 2, 5, lambda _: None)
+    answers = read_answers(given, stops, inputs.loaded, inputs.loaded, None)
+    assert len(answers) == len(given)
+    for one, answer in zip(given, answers, strict=True):
+        [(reward_BT, mask_BT)] = read_tokens(
+            [stops], inputs.loaded.model, [list(one.prompt_ids)], [list(one.completion_ids)]
+        )
+        ends = {t for t, token in enumerate(one.completion_ids) if "." in inputs.loaded.tokenizer.decode([token])}
+        paid = [float(reward_BT[0, t]) for t in ends | {len(one.completion_ids) - 1} if mask_BT[0, t]]
+        assert len(paid) > 1 and answer.live == answer.frozen == pytest.approx(np.mean(paid), abs=1e-4)
+
+
+def test_answers_without_a_readable_token_are_left_out_and_massive_ones_are_not_probed(
+    inputs: Inputs, reward: FeatureReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = verified(inputs, inputs.loaded, inputs.split.unknown[:3], 1, 5, lambda _: None)
+    inner, seen = room.pool, []
+
+    def pool(reward_BT: torch.Tensor, *rest: object) -> torch.Tensor:
+        pooled = inner(reward_BT, *rest)
+        pooled[1] = torch.nan
+        return pooled
+
+    def outliers(_: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(mask_BT)
+        return mask_BT & (torch.arange(mask_BT.shape[1]) > 2)
+
+    monkeypatch.setattr(room, "pool", pool)
+    monkeypatch.setattr(room, "norm_outliers", outliers)
+    probe = load_probe(PROBE)
+    found = read_answers(given, reward, inputs.loaded, inputs.loaded, probe)
+    assert [answer.question for answer in found] == [given[0].question_id, given[2].question_id]
+    for one, answer in zip((given[0], given[2]), found, strict=True):
+        [batch] = iter_residuals(
+            inputs.loaded.model, [list(one.prompt_ids)], [list(one.completion_ids)], probe.layer or 0
+        )
+        late = batch.mask_BT & (torch.arange(batch.mask_BT.shape[1]) > 2)
+        assert answer.probe == pytest.approx(float(probe.row_proba(batch.h_BTD, late)[0]), abs=1e-4)
+    assert seen
+
+
+def test_the_panel_is_asked_of_both_models_as_the_settings_say(
+    inputs: Inputs, reward: FeatureReward, other: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def scores(model: LoadedModel, sources: object, verifier: object, **options: object) -> dict[str, Score]:
+        asked.append((model, sources, verifier, options))
+        return {"a": Score(0.5 if model is other else 0.75, 0.1)}
+
+    more = {"panel_questions": 3, "temperature": 0.7, "seed": 8, "prompt_format": "Q {question}", "panel": ("a",)}
+    config = make_study(**(SMALL | more))
+    monkeypatch.setattr(room, "panel_scores", scores)
+    monkeypatch.setattr(room, "verified", lambda *_: [])
+    monkeypatch.setattr(room, "paid_canaries", lambda *_: None)
+    right = Answer(question="q", correct=True, live=1.0, frozen=2.0, probe=None)
+    monkeypatch.setattr(room, "read_answers", lambda *_: (right,))
+    found = measure(config, inputs, other, reward, inputs.split.unknown, 7, 5)
+    options = {
+        "n_questions": 3, "max_new_tokens": 60, "prompt_format": "Q {question}", "temperature": 0.7, "seed": 8,
+    }  # fmt: skip
+    assert asked == [(model, ("a",), inputs.verifier, options) for model in (inputs.loaded, other)]
+    assert (found.panel["a"].before, found.panel["a"].after) == (0.75, 0.5)
+
+
+def test_the_threshold_is_the_median_reward_of_the_starting_model_s_right_answers(
+    inputs: Inputs, reward: FeatureReward, other: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[LoadedModel, float]] = []
+
+    def answers(_given: object, _reward: object, live: LoadedModel, *_: object) -> tuple[Answer, ...]:
+        rows = [(True, 9.0), (True, 2.0), (True, 1.0), (False, 50.0)] if live is inputs.loaded else [(True, 99.0)]
+        return tuple(Answer(question="q", correct=ok, live=7.0, frozen=paid, probe=None) for ok, paid in rows)
+
+    monkeypatch.setattr(room, "read_answers", answers)
+    monkeypatch.setattr(room, "verified", lambda *_: [])
+    monkeypatch.setattr(room, "paid_canaries", lambda _reward, model, _questions, bar: asked.append((model, bar)))
+    measure(make_study(**SMALL), inputs, other, reward, inputs.split.unknown, 7, 5)
+    assert asked == [(inputs.loaded, 2.0), (other, 2.0)]
