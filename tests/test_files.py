@@ -43,6 +43,12 @@ def test_rows_are_added_and_a_half_one_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"a": 3}')
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    append_row(path, {"a": "ä"})
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": "ä"}] and path.read_text().count("\n") == 3
+    alone = tmp_path / "b.jsonl"
+    alone.write_text('{"a": 1, "b')
+    append_row(alone, {"a": 2})
+    assert alone.read_text() == '{"a": 2}\n'
     path.write_text('{"a": 1}\n{"a"\n')
     with pytest.raises(InputError, match=r"^path: .*a.jsonl holds a line that is not JSON"):
         read_jsonl(path)

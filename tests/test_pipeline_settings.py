@@ -161,6 +161,8 @@ def test_an_arm_is_trained_as_the_settings_say(
     asked = recorded(monkeypatch, "answer_unknown", answers(inputs.split.unknown, 6))
     save_responses(tmp_path / "responses" / "baseline.parquet", answers(inputs.split.unknown, 2))
     reward = FeatureReward(pack, sae)
+    # A run that was killed while it wrote its first row.
+    (tmp_path / "metrics.jsonl").write_text('{"arm": "outc')
     pipeline.run_arm(inputs, tmp_path, arm, reward, pipeline.silent)
     ((arguments, options),) = trained
     loaded, questions, (first, _), config, folder = arguments

@@ -68,9 +68,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def append_row(path: str | Path, row: dict[str, Any]) -> None:
-    """Adds one line of JSON (strict numbers) to a JSON Lines file, making it if it is missing."""
-    with Path(path).open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    """Adds one line of JSON (strict numbers) to a JSON Lines file, making it if it is missing.
+
+    A last line without its line break (a kill) is cut off first: with it the new row would be no JSON.
+    """
+    line = json.dumps(row, allow_nan=False) + "\n"
+    with Path(path).open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -79,6 +79,7 @@ def test_steps_to_where_outcome_only_ends(study: Study) -> None:
         first = sorted(min([s for s, value in run.curve if value >= target], default=99) for run in study.runs(arm))
         assert row.cells[9] == {0: "0", 5: "5", 10: "10", 99: "never"}[first[2]]
     assert arms_table(study).rows[1].cells[9] == "5"
+    assert arms_table(study).note.endswith(f"at least {100 * target:.1f}%, outcome-only's mean end.")
 
 
 def test_a_chart_an_arm_with_the_judged_seeds_and_means(study: Study) -> None:

@@ -18,7 +18,6 @@ call with the same file asks only what is still open.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -169,11 +168,7 @@ def _claim(line: str, where: str) -> Claim:
 
 
 def _append(path: Path, claim: Claim) -> None:
-    """Adds a line; half a last one, which a kill left, is cut off first, or the claim would be glued to it."""
     make_folder(path.parent)
-    if path.exists():
-        whole = path.read_bytes()
-        os.truncate(path, whole.rfind(b"\n") + 1)
     append_row(path, asdict(claim))
 
 
