@@ -401,3 +401,14 @@ def test_scales_leave_massive_tokens_out_and_give_silent_features_a_mean_of_0(ll
     np.testing.assert_allclose(found.p99_F, plain.p99_F, rtol=1e-4)
     silent = np.isnan(plain.p99_F)
     assert silent.any() and not plain.mean_F[silent].any() and plain.mean_F[~silent].all()
+
+
+def test_rules_that_are_refused_halfway_leave_the_variant_as_it_was(llama, llama_sae, variant) -> None:
+    variant.set({7: 1.0}, unit="raw")
+    variant.set(3, 2.0, mode="pin", unit="raw")
+    written, other = variant.json(), Variant(llama, llama_sae)
+    other.set(3, 1.0, mode="pin", unit="raw")
+    before = other.json()
+    with pytest.raises(InputError, match="^feature: 3 has pin 1 already; clear it before setting pin 2"):
+        other.load(written)
+    assert other.json() == before

@@ -98,7 +98,7 @@ class Rulebook:
         }
 
     def load(self, value: Mapping[str, Any]) -> None:
-        """Adds the rules that `json` gave, and takes over where they apply.
+        """Adds the rules that `json` gave, and takes over where they apply; all of it, or where it is refused nothing.
 
         Raises:
             InputError: if they were made for another SAE, are not what `json` gives, or are refused as by `set`.
@@ -119,8 +119,13 @@ class Rulebook:
         if made_for != self._reads():
             raise InputError(f"sae: the edits were made for SAE {made_for}, not for {self._reads()}")
         parsed = [rule_from_json(rule, self.sae.d_sae, self.sae.d_model) for rule in rules]
-        for rule in parsed:
-            self._add(rule)
+        before = list(self.rules)
+        try:
+            for rule in parsed:
+                self._add(rule)
+        except InputError:
+            self.rules = before
+            raise
         self.where, self.norm_limit = where, limit
 
     def _reads(self) -> dict[str, Any]:
