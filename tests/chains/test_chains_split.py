@@ -94,3 +94,11 @@ def test_numbers_and_abbreviations_are_never_cut(text: str) -> None:
 def test_a_long_text_takes_no_long_time() -> None:
     hostile = "\\[ $ \\( `" * 3000
     assert len(split_steps(hostile)) >= 1
+
+
+@pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$")])
+def test_a_formula_is_one_up_to_four_thousand_characters(opened: str, closed: str) -> None:
+    inside = "a. B" + "x" * 3992 + "c. D"
+    assert split_steps(f"{opened}{inside}{closed} holds. End") == [f"{opened}{inside}{closed} holds.", " End"]
+    longer = split_steps(f"{opened}{inside}y{closed} holds. End")
+    assert longer[0] == f"{opened}a." and longer[-1] == " End" and len(longer) == 4

@@ -41,7 +41,7 @@ _PROTECTED = re.compile(
     rf"|(?<!\\)\$\$.{{,{LONGEST_FORMULA}}}?(?<!\\)\$\$"
     # Inline maths stays within its paragraph, starts and ends with no space, and has no digit behind it: otherwise
     # `$5 here and $7 there` would be one formula.
-    r"|(?<!\\)\$(?=[^\s$])(?:(?!\n\s*\n)[^$])*?(?<=[^\s\\])\$(?!\d)"
+    rf"|(?<!\\)\$(?=[^\s$])(?:(?!\n\s*\n)[^$]){{,{LONGEST_FORMULA}}}?(?<=[^\s\\])\$(?!\d)"
     rf"|\\begin\{{(?!(?:{TEXT_ENVIRONMENTS})\b)(?P<name>[A-Za-z]+\*?)\}}.{{,{LONGEST_FORMULA}}}?\\end\{{(?P=name)\}}"
     r"|`[^`\n]+`",
     re.DOTALL | re.MULTILINE,
