@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from mechreward.chains import ContrastiveConfig, contrastive_pair, lowest
 from mechreward.chains.contrastive import _batches, contrastive_scores
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, LogitsBatch
+from mechreward.models import LoadedModel, LogitsBatch, iter_logits
 from mechreward.rollout import Response
 
 RIGHT, WRONG = 20, 21
@@ -199,3 +200,17 @@ def test_both_adapters_are_trained_as_written_by_hand(loaded: LoadedModel) -> No
         off = torch.cat([(weight - expected[name]).detach().abs().flatten() for name, weight in found.items()])
     assert ContrastiveConfig() == ContrastiveConfig(beta=1.0, rank=8, alpha=16, epochs=1, lr=3e-4, batch_size=16)
     assert float(off.max()) < 1e-5
+
+
+def test_scores_are_read_in_the_batches_asked_for(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    responses, read = made(5, 0), []
+
+    def batches(*given: object) -> Iterator[LogitsBatch]:
+        for batch in iter_logits(*given):
+            read.append(len(batch.rows))
+            yield batch
+
+    monkeypatch.setattr("mechreward.chains.contrastive.iter_logits", batches)
+    with contrastive_pair(loaded, responses, ContrastiveConfig(batch_size=2)) as pair:
+        pair.scores(responses)
+    assert read == [2, 2, 2, 2, 1, 1], "the two sides in turn"

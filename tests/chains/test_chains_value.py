@@ -69,3 +69,9 @@ def test_bad_input_is_one_sentence(loaded: LoadedModel) -> None:
         fit_value(loaded, [replace(responses[0], prompt_ids=()), *responses[1:]], 1)
     with pytest.raises(InputError, match="^layer: 9 is out of range; the model has blocks 0 to 3$"):
         fit_value(loaded, responses, 9)
+
+
+def test_the_probe_is_held_back_as_strongly_as_its_docstring_says(loaded: LoadedModel) -> None:
+    found = [fit_value(loaded, made(30), 1, **options) for options in ({}, {"penalty": 20.0}, {"penalty": 2.0})]
+    sizes = [float(np.linalg.norm(one.classifier[-1].coef_)) for one in found]
+    assert sizes[0] == sizes[1] < sizes[2] and pytest.approx(0.05) == found[0].classifier[-1].C
