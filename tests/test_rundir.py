@@ -61,3 +61,20 @@ def test_a_setting_or_an_input_that_the_run_did_not_know_is_a_change(tmp_path: P
 def test_a_stage_s_seed_is_the_first_four_bytes_of_a_hash() -> None:
     digest = hashlib.sha256(b"9:sae").hexdigest()
     assert stage_seed(9, "sae") == int(digest[:8], 16) > 2**16
+
+
+def test_a_run_killed_between_its_first_two_files_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mechreward.rundir.yaml.safe_dump", killed)
+        open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
+    with pytest.raises(InputError, match="^out: .* is not empty and holds no run"):
+        open_run(tmp_path / "run", SETTINGS, manifest("2"), resume=False)
+    folder = open_run(tmp_path / "run", SETTINGS, manifest("2"), resume=True)
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == SETTINGS
+    assert read_json(folder / "manifest.json")["hashes"] == {"rows": "2"}

@@ -36,7 +36,9 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
             raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
         _check_same(folder, settings, manifest["hashes"])
         return folder
-    if folder.is_dir() and any(folder.iterdir()):
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # A run killed between its first two files is gone on with by writing both anew.
+    if left and not (resume and left == {MANIFEST}):
         raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
     make_folder(folder)
     write_json(folder / MANIFEST, manifest)
