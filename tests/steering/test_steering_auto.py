@@ -102,8 +102,15 @@ def test_autosteer_by_pairs_takes_the_fit_s_weights(
     assert swept == [(variant, {7: 1.0, 2: -0.25}, (0.25, 0.5, 1.0, 2.0), protocol)]
 
 
-def test_token_labels_are_the_tokens_that_hold_most_of_a_feature(variant: Variant) -> None:
-    """Summed over all responses, on completion tokens alone, without one of massive norm."""
+def test_token_labels_are_the_tokens_that_hold_most_of_a_feature(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Summed over all responses, on completion tokens alone, without those of massive norm: here the first of each."""
+
+    def outliers(h_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        return norm_outliers(h_BTD, mask_BT) & (torch.arange(mask_BT.shape[1]) > 0)
+
+    monkeypatch.setattr("mechreward.steering.labels.norm_outliers", outliers)
     tokenizer = variant.loaded.tokenizer
     texts = ("Ada has 2 apples .", ADDED[0]), ("Ben has 40 pens .", TAKEN[3]), ("Ada", ADDED[4] + " " + TAKEN[0])
     rows = [(tokenizer(a)["input_ids"], tokenizer(b, add_special_tokens=False)["input_ids"]) for a, b in texts]
@@ -112,7 +119,7 @@ def test_token_labels_are_the_tokens_that_hold_most_of_a_feature(variant: Varian
     for prompt, completion in rows:
         h, mask = read_residuals(variant.loaded.model, [prompt], [completion], variant.sae.meta.layer)
         acts = variant.sae.encode(h[0]).numpy()
-        for token, row, counts in zip(completion, acts, norm_outliers(h, mask)[0].tolist(), strict=True):
+        for token, row, counts in zip(completion, acts, outliers(h, mask)[0].tolist(), strict=True):
             for feature in np.flatnonzero(row) if counts else ():
                 held = wanted.setdefault(int(feature), {})
                 held[token] = held.get(token, 0.0) + float(row[feature])

@@ -18,7 +18,7 @@ from mechreward.steering import Protocol, Scales, Variant, repetition, sweep
 from mechreward.steering.sweep import mean_change
 
 TEXTS, TOLD = ["12+7=", "a", "sam has 3 +"], "b=2, "
-OPTIONS = {"max_new_tokens": 6, "n": 2, "temperature": 0.9, "batch_size": 6, "seed": 4}
+OPTIONS = {"max_new_tokens": 4, "n": 2, "temperature": 0.9, "batch_size": 6, "seed": 4}
 WEIGHTS, UNITS = {3: 16.0, 17: -8.0}, {3: 0.5, 17: 1.5}
 
 
