@@ -157,6 +157,7 @@ def test_the_mean_change_is_one_of_the_tokens_that_the_edit_touches(variant: Var
         Response("0", 0, (0, 5), (9, 0, 31, 2, 40), "", (0.0,) * 5, "length"),
         Response("1", 0, (0, 5), (7, 30, 8, 50), "", (0.0,) * 4, "length"),
     ]
+    variant.set(range(6, 48), 3.0, mode="scale")  # a change that is another one at each token
     prompts, completions = [list(r.prompt_ids) for r in drawn], [list(r.completion_ids) for r in drawn]
     h, mask = read_residuals(variant.loaded.model, prompts, completions, variant.sae.meta.layer)
     norms = h[mask].norm(dim=-1)
@@ -165,6 +166,7 @@ def test_the_mean_change_is_one_of_the_tokens_that_the_edit_touches(variant: Var
     change = added(variant, drawn)
     touched = change.abs().amax(-1) > 1e-3
     assert [i for i, moved in enumerate(touched.tolist()) if not moved] == sorted({1, 3, int(norms.argmax())})
+    assert len({tuple(row.tolist()) for row in change[touched]}) == int(touched.sum())
     torch.testing.assert_close(mean_change(variant, drawn), change[touched].mean(0), rtol=1e-4, atol=1e-4)
     closed = [replace(drawn[0], completion_ids=(0, 2), logprobs=(0.0,) * 2)]
     assert not mean_change(variant, closed).any()
