@@ -100,6 +100,13 @@ def test_weighted_sum_by_hand() -> None:
     assert found.tolist() == [4 * 0.375 - 2 * 0.5, -1.0, 0.375, 0.0]
 
 
+def test_weighted_sum_stays_float32_under_autocast() -> None:
+    features, acts_NK = [PackFeature(id=3, weight=0.1, scale=1.0)], torch.tensor([[1.2345678]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = weighted_sum(make_pack(features=features), acts_NK)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(0.12345678, rel=1e-6)
+
+
 @pytest.mark.parametrize("field, value", [("layer", 1), ("weights_hash", "abd")])
 def test_hash_covers_the_sae(field: str, value: int | str) -> None:
     sae = make_pack().sae.model_copy(update={field: value})

@@ -126,6 +126,20 @@ def test_every_road_reads_the_right_state_of_the_right_token(
                 )
 
 
+def test_a_tap_under_autocast_gives_float32(tmp_path, model, sae, char_tokenizer, make, score) -> None:
+    config, dense = {**MISALIGNED, "bf16": True}, DenseConfig(gap_every=0)
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae), even_tokens], char_tokenizer, config=config, dense=dense
+    )
+    out = score(trainer)
+    [(tapped_BT, readable_BT)] = trainer._tap.take("policy")
+    [(read_BT, _)] = trainer._forward("policy", out)
+    assert tapped_BT.dtype == torch.float32 and readable_BT.equal(out["completion_mask"].bool())
+    # Half precision moves states a little, and may turn a feature near the k-th place on or off.
+    off = ((tapped_BT - read_BT).abs().sum() / read_BT.abs().sum()).item()
+    assert 0 < off < 0.1 and trainer._metrics["train"]["dense/tap_difference"] == [pytest.approx(off)]
+
+
 def test_an_adapter_from_before_is_part_of_the_starting_model(
     tmp_path, model, sae, char_tokenizer, make, score
 ) -> None:

@@ -26,6 +26,7 @@ from mechreward.errors import InputError
 from mechreward.features.aggregation import build_aggregation, pooling_spec
 from mechreward.features.first_packs import from_first, is_first
 from mechreward.files import sha256_bytes, write_json
+from mechreward.sae.precision import plain_float32
 
 if TYPE_CHECKING:
     from mechreward.sae import SAE
@@ -239,11 +240,15 @@ def spec_hash(
 
 
 def weighted_sum(pack: FeaturePack, acts_NK: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """The pack's reward on tokens whose activations of `feature_ids()` these are: the one place where it is defined."""
+    """The pack's reward on tokens whose activations of `feature_ids()` these are: the one place where it is defined.
+
+    Computed in float32 also under `torch.autocast`, where a trainer's scoring pass is tapped.
+    """
     features = pack.features
     at_least_K = torch.tensor([feature.activation_threshold for feature in features], device=acts_NK.device)
     weight_K = torch.tensor([feature.weight / feature.scale for feature in features], device=acts_NK.device)
-    return acts_NK.where(acts_NK >= at_least_K, 0.0) @ weight_K
+    with plain_float32(acts_NK.device):
+        return acts_NK.where(acts_NK >= at_least_K, 0.0) @ weight_K
 
 
 def save_pack(pack: FeaturePack, path: str | Path) -> None:
