@@ -14,22 +14,24 @@ import torch
 from mechreward.files import read_jsonl
 from mechreward.reward import dense_advantages
 
-SCRIPT = Path(__file__).parent / "two_processes.py"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
+def run_on_two(script: str, *arguments: str) -> None:
     launch = "-m torch.distributed.run --nnodes 1 --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *launch.split(), str(SCRIPT), str(folder)],
+        [sys.executable, *launch.split(), str(Path(__file__).parent / script), *arguments],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    run_on_two("two_processes.py", str(folder))
     return folder
 
 
@@ -80,3 +82,14 @@ def test_what_a_run_leaves_is_written_once_and_of_both_processes(
     rows = [ids[mask.bool()] for ids, mask in pairs]
     assert [len(tokens) for tokens in frame["tokens"]] == [len(ids) for ids in rows]
     assert frame["outcome"].tolist() == pytest.approx([(ids % 2 == 0).float().mean().item() for ids in rows])
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_read_as_whole_ones(tmp_path, char_tokenizer) -> None:
+    char_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    run_on_two("two_shards.py", str(tmp_path), str(tmp_path / "tokenizer"))
+    for rank in range(2):
+        read = torch.load(tmp_path / str(rank), weights_only=True)
+        assert read["whole"].count_nonzero() > 0
+        for shards_BT in read["shards"]:
+            torch.testing.assert_close(shards_BT, read["whole"], rtol=1e-5, atol=1e-5)

@@ -22,8 +22,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from mechreward.hacking import DualVerifier
-from mechreward.models import find_decoder, unwrap
+from mechreward.models import unwrap
 from mechreward.reward import Advantages, dense_advantages, stage3_advantages, step_ends, token_credit
 from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.batch import completions_of, like, loss_mask, prompts_of, rows_of_all, sample, totals
@@ -46,7 +46,7 @@ from mechreward.training.host import check_host
 from mechreward.training.last_good import GuardCallback
 from mechreward.training.logging import Rollouts
 from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics, numbered
-from mechreward.training.reader import Reader, Tap, Trust, frozen_decoder, policy_or_frozen, refuse_sharded
+from mechreward.training.reader import Reader, Tap, Trust, decoder_of, frozen_decoder, policy_or_frozen, refuse_sharded
 from mechreward.training.shaping import shaped
 
 
@@ -254,18 +254,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         padded = [tuple(like(out, values) for values in part) for part in parts]
         return [(reward_BT * mask_BT, readable_BT & mask_BT) for reward_BT, readable_BT in padded]
 
-    @contextmanager
-    def _model_of(self, reader: Reader) -> Iterator[torch.nn.Module]:
-        """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which no gate has."""
+    def _model_of(self, reader: Reader) -> AbstractContextManager[torch.nn.Module]:
         policy = self.accelerator.unwrap_model(self.model)
-        if reader == "frozen" and self._frozen is not None:
-            yield self._frozen
-            return
-        adapters_off: AbstractContextManager[None] = nullcontext()
-        if reader == "frozen":
-            adapters_off = policy.disable_adapter()
-        with adapters_off:
-            yield find_decoder(policy)
+        return decoder_of(reader, policy, wrapped=self.model_wrapped, frozen=self._frozen)
 
     def _sum(self, parts: list[TokenRewards]) -> TokenRewards:
         total_BT = sum(weight * values for weight, (values, _) in zip(self.dense_weights, parts, strict=True))

@@ -16,7 +16,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ import torch
 from accelerate.utils import gather
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mechreward.errors import InputError
 from mechreward.models import find_blocks, find_decoder
@@ -214,6 +215,34 @@ def refuse_sharded(sharded: bool, asked: str, instead: str) -> None:
             f"{asked}: a frozen copy of sharded weights (FSDP, DeepSpeed) cannot be kept; train a new adapter "
             f"(peft_config), or {instead}"
         )
+
+
+@contextmanager
+def decoder_of(reader: Reader, policy: Any, wrapped: nn.Module, frozen: nn.Module | None) -> Iterator[nn.Module]:
+    """The decoder to read with: accelerate may wrap the whole model's forward in autocast, which no gate has.
+
+    Args:
+        policy: as it is trained, without what wraps it for that.
+        wrapped: the same in its wrappers.
+        frozen: a copy of the decoder that training started with; None where turning the adapters off gives that.
+    """
+    if reader == "frozen" and frozen is not None:
+        yield frozen
+        return
+    adapters_off: AbstractContextManager[None] = policy.disable_adapter() if reader == "frozen" else nullcontext()
+    with adapters_off, _root_gathered(wrapped):
+        yield find_decoder(policy)
+
+
+def _root_gathered(wrapped: nn.Module) -> AbstractContextManager[None]:
+    """FSDP 1 keeps what stands outside the blocks (the embedding) in shards until the whole model's forward: gathers
+    it, as TRL does to generate. The blocks gather themselves."""
+    if not isinstance(wrapped, FullyShardedDataParallel):
+        return nullcontext()
+    gathered: AbstractContextManager[None] = FullyShardedDataParallel.summon_full_params(
+        wrapped, recurse=False, writeback=False
+    )
+    return gathered
 
 
 def frozen_decoder(model: Any, layer: int) -> nn.Module:
