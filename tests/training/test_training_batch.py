@@ -57,12 +57,13 @@ def taken(count: int, step: int, total: int = 8) -> list[str]:
     out = {"completion_ids": torch.arange(2 * total).view(total, 2), "completion_mask": mask}
     rollouts = sample(
         Accelerator(cpu=True),
-        [{"question_id": f"q{row}", "prompt": f"p{row}"} for row in range(total)],
+        [{"question_id": f"q{row}"} for row in range(total)],
         out,
         torch.arange(2.0 * total).view(total, 2),
         mask.bool(),
         count=count,
         step=step,
+        prompts=[f"p{row}" for row in range(total)],
         texts=[f"t{row}" for row in range(total)],
         outcomes=[float(row) for row in range(total)],
         token_text=str,

@@ -274,6 +274,12 @@ def test_dense_alone_trains_through_a_named_placeholder(tmp_path, model, sae, ch
     assert not all(torch.equal(start[name], value) for name, value in weights_of(model).items())
 
 
+@pytest.mark.parametrize("rewards", [[], None])
+def test_no_rewards_at_all_are_trls_error(rewards, tmp_path, model, char_tokenizer, make) -> None:
+    with pytest.raises(ValueError, match="No reward source"):
+        make(tmp_path, model, rewards, char_tokenizer)
+
+
 def test_a_composite_becomes_dense_and_scalar(tmp_path, model, sae, char_tokenizer, make) -> None:
     reward = FeatureReward(WEIGHTS, sae, aggregation="per_token")
     composite = CompositeReward([reward, even_tokens], weights=[0.2, 2.0])

@@ -136,3 +136,32 @@ def test_a_rollout_function_may_mask_what_its_environment_says(tmp_path, model, 
     mine = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]).bool()
     assert trainer.seen["advantages"][:, ~mine].count_nonzero() == 0
     assert (trainer.seen["advantages"][:, mine] != 0).all()
+
+
+class Game:
+    """An environment that asks for itself, and leaves every fourth answer unpaid."""
+
+    asked = paid = 0
+
+    def reset(self, **_) -> str:
+        Game.asked += 1
+        return f"what is {Game.asked % 9}?"
+
+    def get_reward(self) -> float | None:
+        Game.paid += 1
+        return float(Game.paid % 3) if Game.paid % 4 else None
+
+
+def test_what_an_environment_asks_and_pays_is_what_is_kept(tmp_path, model, sae, calling_tokenizer, make) -> None:
+    calling_tokenizer.parse_response = lambda ids, **_: {"role": "assistant", "content": calling_tokenizer.decode(ids)}
+    rollouts = []
+    trainer = make(
+        tmp_path, model, [FeatureReward(WEIGHTS, sae)], calling_tokenizer, prompts=PROMPTS, environment_factory=Game,
+        dense=DenseConfig(gap_every=0, sample_rollouts=8), on_rollouts=rollouts.append,
+    )  # fmt: skip
+    assert trainer.reward_func_names == ["Game"] and trainer.reward_weights.tolist() == [1.0]
+    trainer.model.train()
+    trainer._generate_and_score_completions([{} for _ in range(8)])  # such a dataset needs no prompts
+    assert rollouts[0].outcomes == [1.0, 2.0, 0.0, None, 2.0, 0.0, 1.0, None]
+    assert [prompt[-1]["content"] for prompt in rollouts[0].prompts] == [f"what is {i}?" for i in range(1, 9)]
+    assert [trainer._logs["advantages"][row] for row in (3, 7)] == [0.0, 0.0]

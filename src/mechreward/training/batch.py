@@ -69,12 +69,14 @@ def sample(
     *,
     count: int,
     step: int,
+    prompts: Sequence[Any],
     texts: Sequence[Any],
     outcomes: Sequence[float | None],
     token_text: Callable[[int], str],
 ) -> Rollouts:
     """Rows spread evenly over the batch of all processes, the same on each. `step` counts the steps done: it moves the
-    rows, so that not every sample is the first of its group. `texts` and `outcomes` are those of all processes."""
+    rows, so that not every sample is the first of its group. `prompts` (as an environment may have written them), `texts`
+    and `outcomes` are those of all processes."""
     first, total = accelerator.process_index * len(inputs), accelerator.num_processes * len(inputs)
     count = min(count, total)
     chosen = sorted({(i * total // count + step) % total for i in range(count)}) if count else []
@@ -83,7 +85,7 @@ def sample(
     own = Rollouts(
         step=step + 1,
         question_ids=[str(inputs[row].get("question_id", "")) for row in rows],
-        prompts=[inputs[row]["prompt"] for row in rows],
+        prompts=[prompts[first + row] for row in rows],
         completions=[texts[first + row] for row in rows],
         tokens=[[token_text(token) for token in completions[row]] for row in rows],
         token_rewards=[reward_BT[row, : len(completions[row])].tolist() for row in rows],

@@ -84,7 +84,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         classes = named.get("reward_processing_classes")
         if isinstance(classes, list) and parts.dense:
             named["reward_processing_classes"] = [classes[place] for place in parts.scalar_from] or None
-        super().__init__(model, parts.scalar or [no_outcome], args, *positional, **named)
+        super().__init__(model, parts.scalar or [no_outcome] * bool(parts.dense), args, *positional, **named)
+        if self.reward_funcs[0] is no_outcome and len(self.reward_funcs) > 1:
+            self._drop_placeholder()
         if parts.scalar:
             self.reward_weights[: len(parts.scalar)] = torch.tensor(parts.scalar_weights)
         self.dense = dense or DenseConfig()
@@ -94,7 +96,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         parts.check_share(self.dense.weight)
         names = numbered([*self.reward_func_names, *(reward.name for reward in parts.dense)])
         self._dense_names = names[len(self.reward_func_names) :]
-        self._has_outcome = bool(parts.scalar)
+        self._has_outcome = self.reward_funcs != [no_outcome]
         self._on_rollouts = on_rollouts
         self._token_texts: dict[int, str] = {}
         self._ends_step: dict[int, bool] = {}
@@ -111,6 +113,13 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self._cache = self._decoding_cache(policy) if self.dense.fast_rollouts else None
         if self._cache == "static":
             use_static_cache(self.generation_config)
+
+    def _drop_placeholder(self) -> None:
+        """Where an environment pays, beside which 0 would be the reward of a row that it leaves unpaid."""
+        for kept in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
+            assert isinstance(kept, list)
+            del kept[0]
+        self.reward_weights = self.reward_weights[1:]
 
     def _decoding_cache(self, policy: Any) -> Literal["static", "roomy"] | None:
         args: Any = self.args
@@ -317,6 +326,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self, inputs: list[dict[str, Any]], out: dict[str, Any], reward_BT: Tensor, mask_BT: Tensor
     ) -> Rollouts:
         logs: Any = self._logs
+        prompts, texts = (list(logs[name])[-len(self._rewards_BN) :] for name in ("prompt", "completion"))
         return sample(
             self.accelerator,
             inputs,
@@ -325,7 +335,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             mask_BT,
             count=self.dense.sample_rollouts,
             step=self.state.global_step,
-            texts=list(logs["completion"])[-len(self._rewards_BN) :],
+            prompts=prompts,
+            texts=texts,
             outcomes=self._outcomes(),
             token_text=self._token_text,
         )
