@@ -146,3 +146,16 @@ def feature_of(model_name: str, layer: int) -> FeatureReward:
 def test_a_component_of_another_length_is_named() -> None:
     with pytest.raises(InputError, match="short: returned 2 rewards for 3 completions"):
         CompositeReward([constant([1.0, 2.0], "short")])(PROMPTS, COMPLETIONS)
+
+
+def test_an_asynchronous_component_is_named() -> None:
+    async def judge(**_) -> list[float]:
+        return [1.0]
+
+    class Judge:
+        async def __call__(self, **_) -> list[float]:
+            return [1.0]
+
+    for reward, name in ((judge, "judge"), (Judge(), "Judge")):
+        with pytest.raises(InputError, match=f"{name}: is asynchronous; .* beside composite_reward"):
+            CompositeReward([RIGHT, reward])(["p"], ["c"])

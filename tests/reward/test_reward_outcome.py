@@ -67,3 +67,11 @@ def test_lengths_must_match() -> None:
 
 def test_name_is_what_trl_logs() -> None:
     assert OutcomeReward(gsm8k_exact_match, name="right").__name__ == "right"
+
+
+def test_an_asynchronous_verifier_is_refused() -> None:
+    async def judge(_prompt: str, _completion: str) -> bool:
+        return False
+
+    with pytest.raises(InputError, match="is asynchronous, and would judge all answers right"):
+        OutcomeReward(judge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ def check_lengths(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
     """Raises InputError if a batch does not hold one completion a prompt."""
     if len(prompts) != len(completions):
         raise InputError(f"completions: {len(completions)} for {len(prompts)} prompts; give one each")
+
+
+def is_async(function: Any) -> bool:
+    """Whether what a call gives has to be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def token_ids(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mechreward.errors import InputError
-from mechreward.reward.batch import Text, check_lengths
+from mechreward.reward.batch import Text, check_lengths, is_async
 from mechreward.reward.feature_reward import FeatureReward
 from mechreward.reward.outcome import OutcomeReward
 from mechreward.reward.strata import check_bounds, stratified
@@ -86,7 +86,7 @@ class CompositeReward:
         """One reward a completion. Component means go to TRL's `log_metric` where there is one.
 
         Raises:
-            InputError: if a component returns another number of rewards than there are completions.
+            InputError: if a component is asynchronous, or returns another number of rewards than there are completions.
         """
         check_lengths(prompts, completions)
         self._bind_own_models()
@@ -123,8 +123,10 @@ class CompositeReward:
     def _component(
         self, reward: Reward, prompts: Sequence[Text], completions: Sequence[Text], columns: dict[str, Any]
     ) -> list[float | None]:
-        values = reward(prompts=prompts, completions=completions, **columns)
         name = reward_name(reward)
+        if is_async(reward):
+            raise InputError(f"{name}: is asynchronous; give it to the trainer beside {self.name}, which calls in turn")
+        values = reward(prompts=prompts, completions=completions, **columns)
         if len(values) != len(completions):
             raise InputError(f"{name}: returned {len(values)} rewards for {len(completions)} completions")
         values = [None if value is None or math.isnan(value) else float(value) for value in values]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mechreward.errors import InputError
-from mechreward.reward.batch import Text, check_lengths
+from mechreward.reward.batch import Text, check_lengths, is_async
 from mechreward.verifiers import as_text
 
 
@@ -24,6 +24,9 @@ class OutcomeReward:
         true_reward: reward of a right answer.
         false_reward: reward of a wrong answer.
         name: how trainers log it.
+
+    Raises:
+        InputError: if the verifier cannot be called, or is asynchronous.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class OutcomeReward:
     ) -> None:
         if not callable(verifier):
             raise InputError(f"verifier: {verifier!r} cannot be called; give a function (prompt, completion, answer)")
+        if is_async(verifier):
+            raise InputError(f"verifier: {verifier!r} is asynchronous, and would judge all answers right; it must wait")
         self.verifier = verifier
         self.true_reward = float(true_reward)
         self.false_reward = float(false_reward)

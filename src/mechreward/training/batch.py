@@ -74,9 +74,12 @@ def sample(
     outcomes: Sequence[float | None],
     token_text: Callable[[int], str],
 ) -> Rollouts:
-    """Rows spread evenly over the batch of all processes, the same on each. `step` counts the steps done: it moves the
-    rows, so that not every sample is the first of its group. `prompts` (as an environment may have written them), `texts`
-    and `outcomes` are those of all processes."""
+    """Rows spread evenly over the batch of all processes, the same on each.
+
+    Args:
+        step: counts the steps done; it moves the rows, so that not every sample is the first of its group.
+        prompts: of all processes, as `texts` and `outcomes` are; an environment may have written them.
+    """
     first, total = accelerator.process_index * len(inputs), accelerator.num_processes * len(inputs)
     count = min(count, total)
     chosen = sorted({(i * total // count + step) % total for i in range(count)}) if count else []
