@@ -21,6 +21,10 @@ def test_hosts_that_would_train_something_else_are_refused(tmp_path, monkeypatch
     one.num_generations = 1
     with pytest.raises(InputError, match="num_generations: 1; a group needs at least 2"):
         host.check_host(one)
+    alone = args(num_generations_eval=1)
+    host.check_host(alone, credit="per_token")
+    with pytest.raises(InputError, match="num_generations_eval: 1; credit 'stage3' needs groups of at least 2"):
+        host.check_host(alone, credit="stage3")
     with pytest.raises(InputError, match="args: SFTConfig is not a GRPOConfig; other trainers of TRL"):
         host.check_host(SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none"))
     liger = args()

@@ -76,7 +76,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         on_guard: Callable[[Event], None] | None = None,
         **named: Any,
     ) -> None:
-        check_host(args)
+        check_host(args, credit=None if dense is None else dense.credit)
         parts = split_rewards(reward_funcs, None if args is None else args.reward_weights)
         if args is not None and args.reward_weights is not None:
             args = copy.copy(args)

@@ -15,8 +15,8 @@ TRL_FROM, TRL_BELOW = Version("1.9"), Version("1.17.dev0")
 TRL_MODULE = "trl.trainer.grpo_trainer"
 
 
-def check_host(args: Any) -> None:
-    """Refuses what would train something else than it says.
+def check_host(args: Any, credit: str | None = None) -> None:
+    """Refuses what would train something else than it says, or `credit` could not evaluate.
 
     Raises:
         InputError: naming the setting, its value and what is allowed.
@@ -41,5 +41,7 @@ def check_host(args: Any) -> None:
         )
     if args.num_generations is not None and args.num_generations < 2:
         raise InputError(f"num_generations: {args.num_generations}; a group needs at least 2 completions")
+    if credit == "stage3" and args.num_generations_eval == 1:
+        raise InputError("num_generations_eval: 1; credit 'stage3' needs groups of at least 2 completions")
     if args.use_liger_kernel and "compute_liger_loss" in vars(GRPOTrainer):
         raise InputError("use_liger_kernel: True; this TRL's Liger loss takes no token advantages, set it to False")
