@@ -80,3 +80,12 @@ def test_killed_and_resumed_is_never_killed(case, tmp_path, model, sae, char_tok
         [{k: row.get(k) for k in kept} for row in t.state.log_history if "loss" in row] for t in (straight, resumed)
     ]
     assert rows[0] == rows[1] and len({row["dense/advantage_rms"] for row in rows[0]}) > 1
+
+
+def test_a_trainer_that_goes_back_forgets_what_came_after(tmp_path, model, sae, char_tokenizer, make) -> None:
+    config = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    trainer = make(tmp_path, model, [FeatureReward(WEIGHTS, sae), early_outcome], char_tokenizer, config=config)
+    trainer.train()
+    assert trainer.guard.detector.evaluations == 3
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.guard.detector.evaluations == 3, "one before the checkpoint and two after it"

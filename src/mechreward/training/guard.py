@@ -244,6 +244,10 @@ class Guard:
         }
         kept[_STATE_KEY] = {"args": {}, "attributes": memory}
 
+    def begin(self) -> None:
+        """Training begins, or goes on from a checkpoint: what that remembers is what counts, not what came after it."""
+        self._loaded = False
+
     def _recall(self) -> None:
         """Once, from the checkpoint that training goes on from."""
         if self._loaded:

@@ -39,6 +39,7 @@ class GuardCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Warns where there is no KL term; the policy that training starts or goes on from is good, unless one from
         before that is kept."""
+        self.guard.begin()
         trainer = self.guard.trainer
         unheld = not trainer.beta and not trainer.dense.regularizers.kl
         if self.guard.config.on and trainer.dense_rewards and unheld and self._is_main:
