@@ -345,6 +345,23 @@ def test_a_chat_prompt_is_read_as_the_trainer_writes_it(tiny_llama, char_tokeniz
         assert reward(chat, ["  "], completion_ids=[[7, 8]]) == pytest.approx([float(tokens[mask].mean())])
 
 
+def test_images_in_a_plain_trainer_are_refused(tiny_llama, char_tokenizer) -> None:
+    reward = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image", "image": object()}]
+    with pytest.raises(InputError, match="prompts: a feature reward reads text only; .* of type 'image'"):
+        reward([[{"role": "user", "content": parts}]], ["a"], completion_ids=[[5]])
+
+
+def test_tool_output_in_a_plain_trainer_is_told_once(tiny_llama, char_tokenizer, caplog) -> None:
+    reward = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
+    chat = [{"role": "assistant", "content": "call"}, {"role": "tool", "name": "total", "content": "7"}]
+    reward(["x"], [chat[:1]], completion_ids=[[5]])
+    assert not caplog.messages
+    for _ in range(2):
+        reward(["x", "x"], ["y", chat], completion_ids=[[5], [5, 6]])
+    assert [message.count("what a tool says is paid") for message in caplog.messages] == [1]
+
+
 NEWLINE = 63
 """Its id in the character tokenizer."""
 

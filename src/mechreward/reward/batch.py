@@ -55,6 +55,22 @@ def check_same_tokenizer(
             )
 
 
+def check_text_only(prompts: Sequence[Text]) -> None:
+    """Raises InputError for a chat with images or other parts that are no text: no forward here is given them."""
+    for message in (message for prompt in prompts if not isinstance(prompt, str) for message in prompt):
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        kind = next((part["type"] for part in parts if part["type"] != "text"), None)
+        if kind is not None:
+            raise InputError(f"prompts: a feature reward reads text only; this chat holds a part of type {kind!r}")
+
+
+def holds_tool_output(completions: Sequence[Text]) -> bool:
+    """Whether a completion has messages that the policy did not write."""
+    chats = (completion for completion in completions if not isinstance(completion, str))
+    return any(message["role"] != "assistant" for chat in chats for message in chat)
+
+
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text, options: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])

@@ -27,13 +27,21 @@ from mechreward.features.aggregation import Aggregation, StepEndAggregation, bui
 from mechreward.features.prompts import prompt_mismatch
 from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
 from mechreward.reward.aggregation import pool
-from mechreward.reward.batch import Text, check_lengths, check_same_tokenizer, token_ids
+from mechreward.reward.batch import (
+    Text,
+    check_lengths,
+    check_same_tokenizer,
+    check_text_only,
+    holds_tool_output,
+    token_ids,
+)
 from mechreward.reward.normalization import Normalization, build_normalization
 from mechreward.sae import SAE
 from mechreward.tiny import model_path
 
 logger = logging.getLogger(__name__)
 
+DENSE = "mechreward.integrations.trl_grpo.MechRewardGRPOTrainer"
 TokenRewards = tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]
 """r_BT in float32, and which tokens have one."""
 
@@ -79,7 +87,7 @@ class FeatureReward:
         self.name = self.__name__ = name
         self._bound: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
         self._chat_template_kwargs: Mapping[str, Any] = {}
-        self._warned = self._warned_of_prompts = False
+        self._warned = self._warned_of_prompts = self._warned_of_tools = False
 
     @classmethod
     def from_pack(
@@ -231,14 +239,18 @@ class FeatureReward:
         them the completion's text is tokenised.
 
         Raises:
-            InputError: if the first `completion_ids` of a trainer are not the completions' text in the reader's
-                tokenizer.
+            InputError: if a prompt holds images, or the first `completion_ids` of a trainer are not the completions'
+                text in the reader's tokenizer.
         """
         check_lengths(prompts, completions)
+        check_text_only(prompts)
         model, tokenizer = self._bound or self._bind_own_model()
         if "trainer_state" in columns and not self._warned:
             self._warn()
             check_same_tokenizer(tokenizer, completions, completion_ids)
+        if not self._warned_of_tools and holds_tool_output(completions):
+            self._warned_of_tools = True
+            logger.warning("%s: here what a tool says is paid like what the policy says; use %s", self.name, DENSE)
         self.check_prompts(prompts, tokenizer)
         prompt_ids, completion_ids = token_ids(
             tokenizer, prompts, completions, completion_ids, self._chat_template_kwargs
@@ -273,8 +285,9 @@ class FeatureReward:
         if self.aggregation == "per_token":
             logger.warning(
                 "%s: aggregation 'per_token' in a plain trainer is paid as the mean of each completion; "
-                "use mechreward.integrations.trl_grpo.MechRewardGRPOTrainer for dense credit",
+                "use %s for dense credit",
                 self.name,
+                DENSE,
             )
 
 
