@@ -311,6 +311,14 @@ def test_prompts_of_another_form_are_named_when_called(tiny_llama, char_tokenize
     assert [message.count("'Q: {question}', but is read on a plain prompt 'x'") for message in caplog.messages] == [1]
 
 
+def test_the_sae_goes_where_the_model_is(tiny_llama, char_tokenizer, monkeypatch) -> None:
+    moves, move = [], SAE.to
+    monkeypatch.setattr(SAE, "to", lambda sae, device: moves.append(device) or move(sae, "cpu"))
+    monkeypatch.setattr(type(tiny_llama), "device", torch.device("cuda:3"))
+    FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
+    assert moves == [torch.device("cuda:3")]
+
+
 def test_bound_on_first_use_from_the_packs_model(tiny_llama, char_tokenizer, tmp_path) -> None:
     tiny_llama.save_pretrained(tmp_path)
     char_tokenizer.save_pretrained(tmp_path)

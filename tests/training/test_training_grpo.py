@@ -321,6 +321,12 @@ def test_a_token_counts_that_every_reward_can_read(tmp_path, model, sae, sae_of_
     assert total_BT.tolist() == [[-3.0, 4.0, -7.0]] and readable_BT.tolist() == [[True, False, False]]
 
 
+def test_rewards_of_one_sae_share_it(tmp_path, model, sae, sae_of_layer, char_tokenizer, make) -> None:
+    rewards = [FeatureReward(WEIGHTS, sae), FeatureReward({3: 1.0}, sae), FeatureReward(WEIGHTS, sae_of_layer(2))]
+    make(tmp_path, model, rewards, char_tokenizer)
+    assert rewards[0].sae is rewards[1].sae is not rewards[2].sae
+
+
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
 

@@ -25,7 +25,7 @@ from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, check_pack, load_pack, sae_ref, step_ends, weighted_sum
 from mechreward.features.aggregation import Aggregation, StepEndAggregation, build_aggregation, pooling_spec
 from mechreward.features.prompts import prompt_mismatch
-from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers
+from mechreward.models import check_layer, d_model, iter_blocks, load_model, norm_outliers, unwrap
 from mechreward.reward.aggregation import pool
 from mechreward.reward.batch import (
     Text,
@@ -198,7 +198,8 @@ class FeatureReward:
         """Gives the reward the model that reads for it outside MechRewardGRPOTrainer.
 
         The model is held, not copied (a copy would double its memory): bind a frozen base model, unless the policy
-        itself is to be read, which then changes the reward as it trains. It is read in evaluation mode.
+        itself is to be read, which then changes the reward as it trains. It is read in evaluation mode. The SAE moves
+        to its device.
 
         Args:
             layer: the layer that you mean, to be checked against the SAE's.
@@ -211,6 +212,7 @@ class FeatureReward:
         if layer is not None and layer != self.layer:
             raise InputError(f"layer: {layer} is not the layer of the SAE, which reads {self.layer}")
         self.check_model(model)
+        self.sae = self.sae.to(unwrap(model).device)  # states of a GPU are not scored on the CPU
         self._bound = (model, tokenizer)
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         return self

@@ -161,7 +161,9 @@ class SAE:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def to(self, device: str | torch.device) -> SAE:
-        """The same SAE with its tensors on another device."""
+        """The same SAE with its tensors on another device; itself if they are there."""
+        if torch.device(device) == self.device:
+            return self
         moved: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         return replace(self, **moved)  # type: ignore[arg-type]
 

@@ -146,8 +146,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
 
     def _check_setup(self, policy: Any) -> None:
         check_rewards(self.dense_rewards, policy, trains=self.dense.weight != 0, credit=self.dense.credit)
+        moved = {sae: sae.to(self.accelerator.device) for sae in {reward.sae for reward in self.dense_rewards}}
         for reward in self.dense_rewards:
-            reward.sae = reward.sae.to(self.accelerator.device)
+            reward.sae = moved[reward.sae]
         copied = (
             self.dense_rewards and (self.dense.reader == "frozen" or self.dense.gap_every) and not self._new_adapter
         )
