@@ -37,6 +37,14 @@ def test_each_row_is_as_if_alone(request, name: str, batch_size: int) -> None:
     assert sorted(seen) == [0, 1, 2, 3]
 
 
+def test_the_head_is_not_run_over_the_prompt(tiny_llama) -> None:
+    widths = []
+    handle = tiny_llama.lm_head.register_forward_hook(lambda _m, _i, logits: widths.append(logits.shape[1]))
+    completion_logits(tiny_llama, [[5] * 9, [6] * 7], [[7, 8], [9]])
+    handle.remove()
+    assert widths == [5], "11 tokens, of which the first 6 of both rows come before the last one of a prompt"
+
+
 def test_reading_leaves_the_mode_and_takes_no_gradient_while_training_has_both(tiny_gpt2) -> None:
     model = copy.deepcopy(tiny_gpt2).train()
     assert not next(iter_logits(model, PROMPTS, COMPLETIONS)).logits_BTV.requires_grad

@@ -7,8 +7,10 @@ token, at position `len(prompt) + t - 1` of the forward over prompt ids + comple
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,7 +44,8 @@ def iter_logits(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_si
     Args:
         model: a transformers or PEFT model, in any mode (read in evaluation mode, left as it was).
         prompt_ids, completion_ids: token ids, a prompt and a completion a row; no prompt may be empty.
-        batch_size: rows a forward. One batch holds batch_size x longest row x vocabulary numbers.
+        batch_size: rows a forward. One batch holds batch_size x longest row (without the shortest prompt) x vocabulary
+            numbers.
 
     Raises:
         InputError: for lists that do not match, empty rows, ids outside the vocabulary or rows longer than the context.
@@ -59,12 +62,16 @@ def completion_logits(model: nn.Module, prompt_ids: Ids, completion_ids: Ids) ->
     inner = unwrap(model)
     rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     ids_BS, seen_BS = pad_right(rows, inner.device)
-    logits_BSV = inner(input_ids=ids_BS, attention_mask=seen_BS.long(), use_cache=False).logits
+    asked: dict[str, Any] = {"input_ids": ids_BS, "attention_mask": seen_BS.long(), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:  # the head is spared what all prompts share
+        asked["logits_to_keep"] = ids_BS.shape[1] - min(map(len, prompt_ids)) + 1
+    logits_BSV = inner(**asked).logits
+    left_out = ids_BS.shape[1] - logits_BSV.shape[1]
     start_B1 = torch.tensor([len(prompt) for prompt in prompt_ids], device=logits_BSV.device)[:, None]
     length_B1 = torch.tensor([len(completion) for completion in completion_ids], device=logits_BSV.device)[:, None]
     step_T = torch.arange(int(length_B1.max()), device=logits_BSV.device)
     place_BT = (start_B1 + step_T).clamp(max=ids_BS.shape[1] - 1)
-    logits_BTV = logits_BSV.gather(1, (place_BT - 1)[..., None].expand(-1, -1, logits_BSV.shape[-1])).float()
+    logits_BTV = logits_BSV.gather(1, (place_BT - 1 - left_out)[..., None].expand(-1, -1, logits_BSV.shape[-1])).float()
     chosen_BT = ids_BS.to(logits_BSV.device).gather(1, place_BT)
     return LogitsBatch(list(range(len(rows))), logits_BTV, chosen_BT, step_T < length_B1)
 
