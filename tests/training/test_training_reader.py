@@ -165,6 +165,23 @@ def test_an_adapter_from_before_is_part_of_the_starting_model(
         assert trainer._trust.agrees is (None if beta == 0 else True)
 
 
+def test_biases_that_train_beside_an_adapter_are_not_read_as_frozen(
+    tmp_path, tiny_qwen2, sae, char_tokenizer, make, score
+) -> None:
+    start, reward, rollouts = copy.deepcopy(tiny_qwen2), FeatureReward(WEIGHTS, sae), []
+    peft_config = LoraConfig(r=2, bias="lora_only", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make(
+        tmp_path, copy.deepcopy(start), [reward, even_tokens], char_tokenizer, peft_config=peft_config,
+        config={"beta": 0.1}, dense=DenseConfig(reader="frozen", sample_rollouts=8), on_rollouts=rollouts.append,
+    )  # fmt: skip
+    score(trainer)
+    perturb(trainer.model)
+    out = score(trainer)
+    assert trainer._tap.take("frozen") is None
+    expected = token_by_token(start, reward, out, 0)
+    assert rollouts[-1].token_rewards[0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
 def test_the_reference_of_full_fine_tuning_is_the_starting_model(
     tmp_path, model, sae, char_tokenizer, make, score
 ) -> None:

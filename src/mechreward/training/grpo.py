@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather
-from peft import PeftModel
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -46,7 +45,16 @@ from mechreward.training.host import check_host
 from mechreward.training.last_good import GuardCallback
 from mechreward.training.logging import Rollouts
 from mechreward.training.metrics import Metrics, component_metrics, dense_metrics, gap_metrics, numbered
-from mechreward.training.reader import Reader, Tap, Trust, decoder_of, frozen_decoder, policy_or_frozen, refuse_sharded
+from mechreward.training.reader import (
+    Reader,
+    Tap,
+    Trust,
+    decoder_of,
+    fresh_adapter,
+    frozen_decoder,
+    reader_of,
+    refuse_sharded,
+)
 from mechreward.training.shaping import shaped
 
 
@@ -105,8 +113,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         policy = self.accelerator.unwrap_model(self.model)
         exact = unwrap(policy).dtype == torch.float32 and self.accelerator.mixed_precision == "no"
         self._trust = Trust(self.accelerator.device, exact, every=self.dense.gap_every or 10)
-        # An adapter that training started with: turned off, it leaves the model as it was.
-        self._new_adapter = isinstance(policy, PeftModel) and not isinstance(model, PeftModel)
+        self._new_adapter = fresh_adapter(policy, model)
         self._check_setup(policy)
         self.guard = Guard(self, dual, on_guard)
         self.add_callback(GuardCallback(self.guard))
@@ -169,20 +176,15 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **named: Any
     ) -> Any:
         tapping: AbstractContextManager[None] = nullcontext()
-        reader = self._reader_of(model) if self._tap.open else None
+        options: Any = self.args
+        policy = self.accelerator.unwrap_model(self.model)
+        reader = reader_of(model, policy, self.ref_model, options.sync_ref_model) if self._tap.open else None
         if reader == self.dense.reader and self._trust.allows(model):
             tapping = self._tap.catching(reader, model, attention_mask, logits_to_keep)
         with tapping:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **named
             )
-
-    def _reader_of(self, model: Any) -> Reader | None:
-        """Which reader a scoring pass is; None for a reference that moves."""
-        if self.ref_model is not None and model is self.ref_model:
-            args: Any = self.args
-            return None if args.sync_ref_model else "frozen"
-        return policy_or_frozen(self.accelerator.unwrap_model(self.model))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         prompts = [row["prompt"] for row in inputs if "prompt" in row]  # an environment may write its own

@@ -199,13 +199,32 @@ def agrees(share: float, allowed: float) -> bool:
     return False
 
 
-def policy_or_frozen(policy: nn.Module) -> Reader:
+def fresh_adapter(policy: Any, given: Any) -> bool:
+    """Whether training of the `given` model began with a new adapter which, turned off, leaves the model as it was."""
+    return isinstance(policy, PeftModel) and not isinstance(given, PeftModel) and _only_adapters_learn(policy)
+
+
+def reader_of(model: Any, policy: nn.Module, reference: Any, reference_moves: bool) -> Reader | None:
+    """Which reader `model`, which TRL scores with, is now; None for a reference that moves."""
+    if reference is not None and model is reference:
+        return None if reference_moves else "frozen"
+    return policy_or_frozen(policy)
+
+
+def policy_or_frozen(policy: nn.Module) -> Reader | None:
     """Which reader the policy is as it is now: TRL scores the reference with adapters off, or with the copy named "ref"
-    that it made at the start."""
+    that it made at the start. None where that is neither, as the model itself is trained beside them."""
     if not isinstance(policy, PeftModel):
         return "policy"
     status = policy.get_model_status()
-    return "policy" if status.enabled is True and "ref" not in status.active_adapters else "frozen"
+    if status.enabled is True and "ref" not in status.active_adapters:
+        return "policy"
+    return "frozen" if _only_adapters_learn(policy) else None
+
+
+def _only_adapters_learn(policy: PeftModel) -> bool:
+    """LoRA may train biases of the model itself, which stay when it is turned off."""
+    return bool(policy.active_peft_config.to_dict().get("bias", "none") == "none")
 
 
 def refuse_sharded(sharded: bool, asked: str, instead: str) -> None:
