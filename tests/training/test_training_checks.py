@@ -131,3 +131,8 @@ def test_processing_classes_go_with_their_reward_functions(tmp_path, model, sae,
     assert [one is other for one, other in zip(trainer.reward_processing_classes, (first, second), strict=True)] == [
         True, True,
     ]  # fmt: skip
+    with pytest.raises(InputError, match="reward_processing_classes: 1 for 3 reward functions; give one each"):
+        make(
+            tmp_path, model, [gives(1.0), FeatureReward({3: 1.0}, sae), gives(2.0)], char_tokenizer,
+            reward_processing_classes=[first],
+        )  # fmt: skip

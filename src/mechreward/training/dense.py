@@ -97,12 +97,25 @@ class RewardParts:
     dense_weights: list[float]
     scalar: list[Any]
     scalar_weights: list[float]
+    functions: int
+    """How many reward functions there were."""
     scalar_from: list[int]
     """Of each scalar reward, which of the reward functions it came in."""
     share: float
     """The lambda that the weights imply."""
     unweighed: bool
     """Whether weights of dense rewards were given that imply none: no other reward has a weight."""
+
+    def classes_of_scalar(self, classes: Sequence[Any]) -> list[Any] | None:
+        """TRL's `reward_processing_classes` of the scalar rewards, from those of all; None if there are none.
+
+        Raises:
+            InputError: if there is not one for each reward function.
+        """
+        if len(classes) != self.functions:
+            count = f"{len(classes)} for {self.functions} reward functions"
+            raise InputError(f"reward_processing_classes: {count}; give one each")
+        return [classes[place] for place in self.scalar_from] or None
 
     def check_share(self, weight: float | WeightSchedule | None) -> None:
         """Says so where lambda is left to weights that imply none."""
@@ -160,6 +173,7 @@ def split_rewards(reward_funcs: Any, weights: Sequence[float] | None) -> RewardP
         dense_weights=[weight for _, weight in dense],
         scalar=[reward for reward, _, _ in scalar],
         scalar_weights=[weight for _, weight, _ in scalar],
+        functions=len(rewards),
         scalar_from=[place for _, _, place in scalar],
         share=sum(abs(weight) for _, weight in dense) / against if given and against else DEFAULT_WEIGHT,
         unweighed=given and not against,

@@ -91,7 +91,7 @@ class MechRewardGRPOTrainer(GRPOTrainer):
             args.reward_weights = None  # TRL would count them against the scalar rewards only; set below.
         classes = named.get("reward_processing_classes")
         if isinstance(classes, list) and parts.dense:
-            named["reward_processing_classes"] = [classes[place] for place in parts.scalar_from] or None
+            named["reward_processing_classes"] = parts.classes_of_scalar(classes)
         super().__init__(model, parts.scalar or [no_outcome] * bool(parts.dense), args, *positional, **named)
         if self.reward_funcs[0] is no_outcome and len(self.reward_funcs) > 1:
             self._drop_placeholder()
