@@ -106,6 +106,44 @@ def test_config_file_lies_under_the_flags(capsys: pytest.CaptureFixture[str], tm
     assert "verifiers: there is no such field" in run(capsys, "improve", "--config", str(tmp_path / "c.yaml"))[2]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"limit: abc\n", "limit: 'abc' is not allowed (Input should be a valid integer"),
+        (b"limit: 0\n", "limit: 0 is not allowed (Input should be greater than or equal to 1)"),
+        (b"arms: [dense, both]\n", "arms.1: 'both' is not allowed"),
+        (b"generator_options: 3\n", "generator_options: 3 is not allowed"),
+        (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
+        (b"", "where a mapping of fields is needed"),
+    ],
+)
+def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: bytes, sentence: str) -> None:
+    (tmp_path / "c.yaml").write_bytes(text)
+    code, _, error = run(capsys, "improve", "--config", str(tmp_path / "c.yaml"), "--questions", "tiny:easy")
+    assert (code, sentence in error, len(error.strip().splitlines())) == (2, True, 1)
+
+
+def test_a_folder_is_no_config_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, error = run(capsys, "improve", "--config", str(tmp_path))
+    assert (code, error) == (2, f"error config: cannot read {tmp_path} (Is a directory); name a YAML file\n")
+
+
+@pytest.mark.filterwarnings("error")
+def test_config_values_become_their_fields_types(tmp_path: Path) -> None:
+    from mechreward.cli.options import parse_settings
+    from mechreward.config import ImproveConfig
+
+    # YAML reads 1e-5 as text; tyro, given text where a number belongs, warns.
+    (tmp_path / "c.yaml").write_text("questions: tiny:easy\nlearning_rate: 1e-5\narms: [dense, outcome]\nout: runs/x\n")
+    config = parse_settings(ImproveConfig, ["--config", str(tmp_path / "c.yaml"), "--steps", "3"], "improve")
+    assert (config.learning_rate, config.arms, config.out, config.steps) == (
+        1e-5,
+        ("dense", "outcome"),
+        Path("runs/x"),
+        3,
+    )
+
+
 def test_gate_not_passed_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mechreward.errors import InputError
 
@@ -50,15 +50,20 @@ def make_settings(kind: type[SettingsT], values: dict[str, Any]) -> SettingsT:
 
 
 def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
-    """Reads a YAML file of some of a record's fields.
+    """Reads a YAML file of some of a record's fields, each as its own type.
 
     Raises:
-        InputError: if the file is missing, is not a YAML mapping, or holds an unknown field.
+        InputError: if the file cannot be read, is not a YAML mapping, or holds an unknown field or a value that its
+            field does not allow.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"config: there is no file {path}") from error
+    except OSError as error:
+        raise InputError(f"config: cannot read {path} ({error.strerror}); name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
@@ -66,7 +71,18 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
     unknown = [field for field in values if field not in kind.model_fields]
     if unknown:
         raise InputError(_no_such(kind, unknown[0]))
-    return values
+    return {name: _of_its_type(kind, name, value) for name, value in values.items()}
+
+
+def _of_its_type(kind: type[Settings], name: str, value: object) -> Any:
+    """A field's value by itself: YAML reads `1e-5` as text, and has lists where records have tuples."""
+    info = kind.model_fields[name]
+    try:
+        return TypeAdapter(Annotated[info.annotation, info]).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, (name, *first["loc"])))
+        raise InputError(f"{field}: {first['input']!r} is not allowed ({first['msg']})") from error
 
 
 def _no_such(kind: type[Settings], field: object) -> str:

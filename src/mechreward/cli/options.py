@@ -25,9 +25,7 @@ def parse_settings(
     """
     options = _options_type(kind)
     given = (preset or {}) | _config_file(kind, arguments)
-    # YAML has lists only, our records tuples only; tyro would warn of the difference.
-    start = options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-    parsed = tyro.cli(options, default=start, args=arguments, prog=prog, description=kind.__doc__)
+    parsed = tyro.cli(options, default=options(**given), args=arguments, prog=prog, description=kind.__doc__)
     return make_settings(kind, {name: getattr(parsed, name) for name in kind.model_fields})
 
 
