@@ -15,7 +15,8 @@ class GateSettings(JudgeSettings):
     """Judges a pack on verified answers to questions that it was not found on: exit code 0 if it passes, else 1."""
 
     stage: Literal[1] = 1
-    """Which gate."""
+    """Which gate. `--stage 2 --help` has the options of a study of training runs, `--stage 3 --help` those of its
+    aftermath."""
     pack: str
     """A pack.json, or a bundled pack by name (`mechreward pack list`)."""
     sae: str | None = None

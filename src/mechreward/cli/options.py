@@ -25,7 +25,7 @@ def parse_settings(
     """
     options = _options_type(kind)
     given = (preset or {}) | _config_file(kind, arguments)
-    parsed = tyro.cli(options, default=options(**given), args=arguments, prog=prog, description=kind.__doc__)
+    parsed = tyro.cli(options, default=options(**given), args=arguments, prog=prog, description=_flowing(kind.__doc__))
     return make_settings(kind, {name: getattr(parsed, name) for name in kind.model_fields})
 
 
@@ -43,9 +43,14 @@ def _options_type(kind: type[Settings]) -> type:
     fields: list[Any] = [("config", Annotated[Path | None, help_config], field(default=None))]
     for name, info in kind.model_fields.items():
         value = tyro.MISSING if info.is_required() else info.get_default(call_default_factory=True)
-        annotation = Annotated[info.annotation, tyro.conf.arg(help=info.description)]  # type: ignore[name-defined]
+        annotation = Annotated[info.annotation, tyro.conf.arg(help=_flowing(info.description))]  # type: ignore[name-defined]
         fields.append((name, annotation, field(default_factory=partial(deepcopy, value))))
     return make_dataclass("Options", fields, frozen=True)
+
+
+def _flowing(text: str | None) -> str:
+    """A docstring without the line breaks of its source, for a terminal to break where it likes."""
+    return " ".join((text or "").split())
 
 
 def _config_file(kind: type[Settings], arguments: Sequence[str]) -> dict[str, Any]:
