@@ -99,6 +99,11 @@ def test_what_is_not_acceptable(
     assert said.count("\n  ") == wanted
 
 
+def test_validating_nothing_is_not_success(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "validate")
+    assert (code, error) == (2, "error packs: none was given; name files or bundled packs (`mechreward pack list`)\n")
+
+
 def test_reported_does_not_excuse_a_pack_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     save_pack(load_pack(TINY).model_copy(update={"validation": None}), tmp_path / "pack.json")
     assert run(capsys, "validate", str(tmp_path / "pack.json"), "--reported")[0] == 1

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechreward.cli.terminal import console
+from mechreward.errors import InputError
 
 if TYPE_CHECKING:
     from mechreward.features import FeaturePack, PackFeature
@@ -51,6 +52,8 @@ def validate(packs: tyro.conf.Positional[list[str]], sae: str | None = None, rep
     from mechreward.features import load_pack, unacceptable
     from mechreward.sae import load_sae
 
+    if not packs:
+        raise InputError("packs: none was given; name files or bundled packs (`mechreward pack list`)")
     loaded_sae = None if sae is None else load_sae(sae)
     wanting = 0
     for name in packs:
