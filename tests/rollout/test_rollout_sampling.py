@@ -314,3 +314,13 @@ def test_bad_starts_are_one_sentence(llama: LoadedModel, starts: list[int], opti
 
 def never_ending_loaded(loaded: LoadedModel) -> LoadedModel:
     return LoadedModel(never_ending(loaded.model), loaded.tokenizer, loaded.name)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_logits_are_one_sentence(tiny_llama, char_tokenizer, temperature) -> None:
+    broken = copy.deepcopy(tiny_llama)
+    broken.get_decoder().layers[-1].mlp.down_proj.weight.data[0, 0] = math.nan
+    with pytest.raises(InputError, match="model: its logits are NaN after the prompt; check its weights and dtype"):
+        sample_responses(
+            LoadedModel(broken, char_tokenizer, "broken"), QUESTIONS, n=1, max_new_tokens=4, temperature=temperature
+        )

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from mechreward.errors import InputError
 from mechreward.models import roomy_cache
 
 SPLIT_FROM = 16  # batches smaller than this run to their end
@@ -107,7 +108,9 @@ class _LogProbs(LogitsProcessor):
 
     def __call__(self, input_ids: Int[Tensor, "b s"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
         self._settle(input_ids)
-        self.latest_BV = scores.float().log_softmax(dim=-1)
+        first, self.latest_BV = self.latest_BV is None, scores.float().log_softmax(dim=-1)
+        if first and self.latest_BV.isnan().any():  # once a batch: it waits for the device
+            raise InputError("model: its logits are NaN after the prompt; check its weights and dtype")
         return scores
 
     def _settle(self, input_ids: Int[Tensor, "b s"]) -> None:
