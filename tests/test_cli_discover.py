@@ -93,6 +93,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (("--responses", tmp_path / "right.parquet"), "correct: all 120 answers are right"),
         (("--responses", tmp_path / "raw.parquet"), "correct: it is None in an answer to question q0"),
         ((*given, "--pooling", "median"), "error pooling: 'median' is not one of"),
+        ((*given, "--pooling", "last_0"), "error pooling: 0 is not allowed; the last k tokens must be at least 1"),
         ((*given, "--method", "attribution", "--pooling", "max"), "pooling: 'max' is not allowed, method attribution"),
         ((*given, "--method", "attribution", "--words", "wait"), "words: ('wait',) is not allowed, method attribution"),
         ((*given, "--method", "reasonscore", "--min-each", "1"), "min_each: 1 is not allowed, method reasonscore"),

@@ -42,7 +42,7 @@ def discover(arguments: list[str], prog: str) -> int:
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
-    with named(aggregation="pooling"):
+    with named(aggregation="pooling", k="pooling"):
         build_aggregation(settings.pooling)
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")

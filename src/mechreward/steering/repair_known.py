@@ -67,7 +67,7 @@ class RepairConfig:
             raise InputError(f"when: {self.when!r} is not known; use one of {', '.join(get_args(When))}")
         check_critical(self.critical)
         check_span(self.span)
-        with named(aggregation="pooling"):
+        with named(aggregation="pooling", k="pooling"):
             build_aggregation(self.pooling)
 
 
