@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 
-from mechreward.cli import main
-from mechreward.cli.terminal import print_heading, print_path
+from mechreward.cli.main import COMMANDS, main
+from mechreward.cli.terminal import console, plain_warnings, print_heading, print_path
 
 ODD = Path("runs/[bold]a[/]") / ("b" * 200)
 
@@ -36,3 +37,22 @@ def test_help_keeps_no_line_breaks_of_the_source(
         "steer": "or of answers that hold a text.",
     }
     assert texts[verb[0]] in said
+
+
+def test_a_warning_is_one_line_and_only_while_a_command_runs() -> None:
+    before = warnings.formatwarning
+    with plain_warnings():
+        assert warnings.formatwarning("sae: fits badly", UserWarning, "pipeline.py", 189) == "warning sae: fits badly\n"
+    assert warnings.formatwarning is before
+
+
+def test_commands_run_with_plain_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn() -> int:
+        # Not `warnings.warn`: pytest keeps those to itself.
+        console.print(warnings.formatwarning("odd", UserWarning, "a.py", 1), end="")
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "info", warn)
+    with pytest.raises(SystemExit):
+        main(["info"])
+    assert capsys.readouterr().out == "warning odd\n"

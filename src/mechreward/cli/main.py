@@ -15,7 +15,7 @@ from mechreward.cli.eval import evaluate
 from mechreward.cli.gate import gate
 from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.redteam import redteam
-from mechreward.cli.terminal import console
+from mechreward.cli.terminal import console, plain_warnings
 from mechreward.errors import InputError
 
 VERBS = {
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _dispatch(arguments)
+        with plain_warnings():
+            code = _dispatch(arguments)
     except InputError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error[/] {escape(str(error))}")
         code = 2

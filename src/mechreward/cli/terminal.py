@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,21 @@ def print_heading(what: str, out: Path) -> None:
 def print_path(what: str, path: Path) -> None:
     """Where a result lies, on one line that can be copied."""
     console.print(f"{what} [bold]{escape(str(path))}[/]", soft_wrap=True)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Prints a warning as one sentence, without the file and the line of code that Python adds."""
+
+    def sentence(message: Warning | str, *_: object, **__: object) -> str:
+        return f"warning {message}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = sentence
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class RichProgress:
