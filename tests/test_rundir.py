@@ -43,6 +43,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "full", SETTINGS, manifest(), resume=True)
 
 
+@pytest.mark.parametrize("text", [b"", b"- 1\n", b"a: b: c\n", b"\xff"])
+def test_a_damaged_config_is_one_sentence(tmp_path: Path, text: bytes) -> None:
+    folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    (folder / "config.yaml").write_bytes(text)
+    with pytest.raises(InputError, match="out: .*config.yaml is damaged, so the run cannot go on; name a new folder"):
+        open_run(folder, SETTINGS, manifest(), resume=True)
+
+
 def test_a_seed_for_each_stage() -> None:
     assert len({stage_seed(seed, stage) for seed in (0, 1) for stage in ("sae", "answers")}) == 4
     assert stage_seed(0, "sae") == stage_seed(0, "sae")

@@ -48,7 +48,12 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
 
 
 def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str]) -> None:
-    stored = yaml.safe_load((folder / CONFIG).read_text())
+    try:
+        stored = yaml.safe_load((folder / CONFIG).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise InputError(f"out: {folder / CONFIG} is damaged, so the run cannot go on; name a new folder")
     changed = [field for field in settings if stored.get(field) != settings[field]]
     if changed:
         raise InputError(
