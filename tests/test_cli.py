@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import mechreward
 from mechreward.cli import main
 
 
@@ -114,7 +115,8 @@ def test_config_file_lies_under_the_flags(capsys: pytest.CaptureFixture[str], tm
         (b"arms: [dense, both]\n", "arms.1: 'both' is not allowed"),
         (b"generator_options: 3\n", "generator_options: 3 is not allowed"),
         (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
-        (b"", "where a mapping of fields is needed"),
+        (b"", "is empty; write a field a line"),
+        (b"- 1", "holds list, where a mapping of fields is needed"),
     ],
 )
 def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: bytes, sentence: str) -> None:
@@ -319,3 +321,21 @@ for verb in alone + [f"{group} {verb}" for group, verbs in grouped.items() for v
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stdout.count("usage: mechreward") == 18
+
+
+def test_the_version_and_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"{mechreward.__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "mechreward", "report", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error run: nowhere is not a folder")
+
+
+def test_a_wrong_column_is_named_by_its_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "1 + 1 ?", "answer": "2"}) + "\n")
+    with pytest.raises(SystemExit):
+        main(["eval", "--questions", str(path), "--answer-column", "gold", "--out", str(tmp_path / "out")])
+    assert capsys.readouterr().err.startswith("error answer_column: ")

@@ -14,7 +14,7 @@ import torch
 from mechreward.cli import main
 from mechreward.features import discover, load_contrast, load_pack
 from mechreward.models import load_model
-from mechreward.rollout import Response, prompt_hashes, save_responses
+from mechreward.rollout import Response, load_responses, prompt_hashes, save_responses
 from mechreward.sae import SAE, SAEMeta, load_sae, save_sae
 from mechreward.tiny import MODEL, SAE_FOLDER
 
@@ -118,3 +118,14 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert code == 2, arguments
         assert sentence in error and error.startswith("error ") and len(error.strip().splitlines()) == 1
         assert not list((tmp_path / "run").glob("*")) if (tmp_path / "run").exists() else True
+
+
+def test_answers_are_kept_though_there_is_nothing_to_contrast(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sampled = ("--questions", "tiny:easy", "--limit", "3", "--samples", "2", "--max-new-tokens", "4")
+    code, said, error = run(capsys, *sampled, "--out", tmp_path)
+    assert code == 2 and "correct: all 6 answers are wrong" in error
+    kept = load_responses(tmp_path / "responses.parquet")
+    assert [(response.sample, response.correct) for response in kept] == [(0, False), (1, False)] * 3
+    assert str(tmp_path / "responses.parquet") in said.replace("\n", "")

@@ -12,7 +12,7 @@ import pytest
 from mechreward.cli import main
 from mechreward.features import ContrastTable, catalog_names, load_pack, save_contrast, save_pack
 from mechreward.models import load_model
-from mechreward.rollout import Response, prompt_hashes, save_responses, tokenise_prompts
+from mechreward.rollout import Response, load_responses, prompt_hashes, save_responses, tokenise_prompts
 from mechreward.tasks import load_questions
 from mechreward.tiny import MODEL
 
@@ -46,6 +46,8 @@ def test_the_bundled_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert not any(a["reaches"] for a in record["attacks"]["attacks"])
     judged = load_pack(tmp_path / "a" / "pack.json").validation
     assert judged is not None and (judged.verdict, judged.spec_hash) == ("pass", record["spec_hash"])
+    kept = load_responses(tmp_path / "a" / "gate1-responses.parquet")
+    assert len(kept) == 160 and sum(response.correct is True for response in kept) / 160 == record["accuracy"]
     # Too few questions are no pass.
     code, said, _ = run(capsys, "--pack", TINY, *ask, "--limit", "6", "--out", str(tmp_path / "b"))
     assert code == 1 and "Gate 1: inconclusive" in said

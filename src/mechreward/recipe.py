@@ -61,8 +61,9 @@ class SAERecipe(Settings):
     sample_batch: Count = 256
     """Responses sampled at a time."""
 
-    row_tokens: Annotated[int, Field(ge=2)] = 512
-    """Longest row the model reads at a time, in tokens; longer documents become several rows."""
+    row_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Longest row the model reads at a time, in tokens; longer documents become several rows. By default 512, or all
+    that the model reads if that is less."""
     packed: bool = False
     """Join rows with EOS between them into rows of full length: no pads, but attention crosses documents."""
     outlier_factor: Positive = 10.0

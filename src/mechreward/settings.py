@@ -66,6 +66,8 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
         raise InputError(f"config: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    if values is None:
+        raise InputError(f"config: {path} is empty; write a field a line, such as `limit: 100`")
     if not isinstance(values, dict):
         raise InputError(f"config: {path} holds {type(values).__name__}, where a mapping of fields is needed")
     unknown = [field for field in values if field not in kind.model_fields]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import mechreward.sae.run as run_module
 from mechreward.errors import InputError
 from mechreward.files import read_json, read_jsonl
 from mechreward.models import load_model
@@ -213,6 +214,23 @@ def test_packed_rows_train_as_well(tmp_path: Path) -> None:
     training, held_out = rows_of(packed, prepare(packed), [])
     assert {len(completion) for _, completion in training[:-1]} == {99}
     assert run_recipe(packed).n_held_out <= sum(len(completion) for _, completion in held_out)
+
+
+@pytest.mark.parametrize(("context", "longest"), [(256, 256), (4096, 512), (None, 512)])
+def test_rows_are_as_long_as_a_short_context_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: int | None, longest: int
+) -> None:
+    asked: list[int] = []
+
+    def text_documents(_tokenizer: object, _texts: object, max_tokens: int) -> None:
+        asked.append(max_tokens)
+        raise InputError("stop")
+
+    monkeypatch.setattr(run_module, "context_length", lambda _model: context)
+    monkeypatch.setattr(run_module, "text_documents", text_documents)
+    with pytest.raises(InputError, match="stop"):
+        prepare(recipe(tmp_path / "run"))
+    assert asked == [longest]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechreward.cli.terminal import RichProgress
+from mechreward.cli.terminal import RichProgress, print_path
 from mechreward.errors import InputError, named
 from mechreward.tasks import Columns, Question, load_questions
 
@@ -22,11 +23,13 @@ def answers(
     loaded: LoadedModel,
     least: int,
     what: str,
+    keep: Path | None = None,
     check: Callable[[list[Sequence[int]]], None] = lambda _: None,
 ) -> list[Response]:
     """The responses of the file, or new ones; verified.
 
     Args:
+        keep: a file for answers that are sampled, to be read again with `--responses`.
         check: is shown the prompts' token ids before anything is sampled.
 
     Raises:
@@ -34,7 +37,7 @@ def answers(
             responses.
     """
     from mechreward.inputs import verifier_of
-    from mechreward.rollout import load_responses, tokenise_prompts, verify_responses
+    from mechreward.rollout import load_responses, save_responses, tokenise_prompts, verify_responses
 
     if settings.responses is not None:
         given = load_responses(settings.responses)
@@ -49,7 +52,11 @@ def answers(
     total = len(questions) * settings.samples
     with RichProgress().stage(f"sample {len(questions)} questions x {settings.samples}", total) as advance:
         responses = answered(settings, loaded, questions, settings.samples, advance)
-    return verify_responses(responses, questions, verifier)
+    responses = verify_responses(responses, questions, verifier)
+    if keep is not None:
+        save_responses(keep, responses)
+        print_path("wrote", keep)
+    return responses
 
 
 def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
@@ -58,7 +65,8 @@ def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
     Raises:
         InputError: as `load_questions`.
     """
-    with named(source="questions"):
+    columns = {"question": "question_column", "answer": "answer_column", "id": "id_column"}
+    with named(source="questions", options="generator_options", **columns):
         return load_questions(
             source,
             columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),

@@ -55,7 +55,7 @@ def discover(arguments: list[str], prog: str) -> int:
     sae = _sae(settings, loaded)
     # Of two questions each would be held out of a fit of one.
     least, what = (2, "a ranking") if settings.method in OTHERS else (CROSS_FIT, "a cross-fitted contrast")
-    responses = answers(settings, loaded, least=least, what=what)
+    responses = answers(settings, loaded, least=least, what=what, keep=settings.out / "responses.parquet")
     held_out: HeldOutScores | None = None
     rows: tuple[Equivalent, ...] = ()
     if settings.method in OTHERS:

@@ -63,7 +63,7 @@ class DiscoverSettings(JudgeSettings):
     read_batch_size: Count = 32
     """Responses read at a time."""
     out: Path = Path("runs/discover")
-    """Folder for features.parquet, pack.json and discovery.json."""
+    """Folder for features.parquet, pack.json and discovery.json, and for responses.parquet, the answers if sampled."""
 
     @model_validator(mode="after")
     def _used(self) -> DiscoverSettings:

@@ -71,8 +71,8 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     reward.check_model(loaded.model)
     if not reward.pack.found_on:
         console.print(NOT_RECORDED, soft_wrap=True)
-    others = partial(check_held_out, reward.pack)
-    responses = answers(settings, loaded, least=2, what="Gate 1", check=others)
+    others, keep = partial(check_held_out, reward.pack), settings.out / "gate1-responses.parquet"
+    responses = answers(settings, loaded, least=2, what="Gate 1", keep=keep, check=others)
     with RichProgress().stage(f"gate 1: {len(responses)} responses"):
         result = gate1(
             reward,

@@ -41,4 +41,5 @@ class GateSettings(JudgeSettings):
     read_batch_size: Count = 32
     """Responses read at a time."""
     out: Path = Path("runs/gate")
-    """Folder for gate1.json, and for pack.json with the verdict in it."""
+    """Folder for gate1.json, for pack.json with the verdict in it, and for gate1-responses.parquet, the answers if
+    sampled."""

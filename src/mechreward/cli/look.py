@@ -9,15 +9,21 @@ import tyro
 from rich.table import Table
 
 from mechreward.cli.terminal import console, print_path
+from mechreward.errors import named
 
 EXTRAS = {"sae-lens": "sae", "gguf": "gguf", "reasoning-gym": "tasks"}
 
 
 def report(run: tyro.conf.Positional[Path]) -> int:
-    """Writes report.html of a run directory anew."""
+    """Writes report.html of a run directory anew.
+
+    Args:
+        run: The run directory: the `--out` of `improve`, `demo` or a study.
+    """
     from mechreward.report import write_report
 
-    print_path("report:", write_report(run))
+    with named(run_dir="run"):
+        print_path("report:", write_report(run))
     return 0
 
 

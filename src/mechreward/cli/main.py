@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from mechreward import __version__
 from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae_train, steer, steer_repair
 from mechreward.cli.discover import discover
 from mechreward.cli.eval import evaluate
@@ -90,6 +91,9 @@ def _dispatch(arguments: list[str]) -> int:
         return _run(COMMANDS, arguments, "mechreward")
     if verb in ("", "-h", "--help"):
         console.print(USAGE, soft_wrap=True)
+        return 0
+    if verb == "--version":
+        console.print(__version__, highlight=False)
         return 0
     raise InputError(f"command: {verb!r} is not one of {', '.join(VERBS)}")
 

@@ -27,7 +27,11 @@ def list_packs() -> int:
 
 
 def show(pack: tyro.conf.Positional[str]) -> int:
-    """All there is in a pack: a file, or a bundled pack's name."""
+    """All there is in a pack.
+
+    Args:
+        pack: A file, or a bundled pack's name.
+    """
     from mechreward.features import load_pack
 
     loaded = load_pack(pack)

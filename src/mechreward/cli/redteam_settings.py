@@ -29,8 +29,9 @@ class AttackSettings(Settings):
 
 
 class RedTeamSettings(AttackSettings):
-    """Puts canaries to a feature reward as a model reads them, and looks at the model's own answers. With --run, a run
-    directory of `mechreward improve`, model, policies, pack, SAE and questions are found there."""
+    """Puts canaries (answers that hack: spam, openers, filler) to a feature reward as a model reads them, and looks at
+    the model's own answers. With --run and a run directory of `mechreward improve`, model, policies, pack, SAE and
+    questions are found there; `redteam --run FOLDER --help` has the options of that way."""
 
     model: str = "tiny"
     """A Hugging Face id or folder, a .gguf file, or `tiny` for the bundled reasoner."""

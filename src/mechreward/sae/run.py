@@ -32,6 +32,8 @@ from mechreward.sae.rows import Document, Row, packed, question_documents, set_a
 from mechreward.sae.training import TrainedSAE, TrainingPoint, Watch
 from mechreward.tasks import Columns, Question, load_questions, load_texts
 
+ROW_TOKENS = 512
+"""Longest row, where the model reads as much."""
 PACKAGES = ("mechreward", "torch", "transformers", "sae-lens", "safetensors")
 RESPONSES, METRICS, RESULTS, CHECKPOINT = "responses.parquet", "metrics.jsonl", "results.json", "checkpoint.pt"
 
@@ -120,9 +122,9 @@ def prepare(recipe: SAERecipe) -> Sources:
     loaded = load_model(tiny.model_path(recipe.model), adapter=recipe.adapter, dtype=recipe.dtype, device=recipe.device)
     check_layer(loaded.model, recipe.layer)
     shape = _shape(recipe, loaded)
-    _check_length(recipe, loaded)
-    documents = text_documents(loaded.tokenizer, texts, recipe.row_tokens)
-    asked = question_documents(loaded, questions, max_tokens=recipe.row_tokens, chat=recipe.chat)
+    longest = _row_tokens(recipe, loaded)
+    documents = text_documents(loaded.tokenizer, texts, longest)
+    asked = question_documents(loaded, questions, max_tokens=longest, chat=recipe.chat)
     set_aside([*documents, *asked])
     if recipe.own_answers:
         tokenise_prompts(loaded, questions, max_new_tokens=recipe.max_new_tokens, chat=recipe.chat)
@@ -144,10 +146,13 @@ def _shape(recipe: SAERecipe, loaded: LoadedModel) -> SAEShape:
     return shape
 
 
-def _check_length(recipe: SAERecipe, loaded: LoadedModel) -> None:
+def _row_tokens(recipe: SAERecipe, loaded: LoadedModel) -> int:
     context = context_length(loaded.model)
+    if recipe.row_tokens is None:
+        return ROW_TOKENS if context is None else min(ROW_TOKENS, context)
     if context is not None and recipe.row_tokens > context:
         raise InputError(f"row_tokens: {recipe.row_tokens} is more than the model reads, which is {context}")
+    return recipe.row_tokens
 
 
 def _load_texts(recipe: SAERecipe, source: str) -> list[str]:
@@ -214,7 +219,8 @@ def _rows(recipe: SAERecipe, sources: Sources, responses: Sequence[Response]) ->
     sides = set_aside(documents)
     if not recipe.packed:
         return sides
-    training, held_out = (packed(rows, sources.loaded.tokenizer, recipe.row_tokens) for rows in sides)
+    longest = _row_tokens(recipe, sources.loaded)
+    training, held_out = (packed(rows, sources.loaded.tokenizer, longest) for rows in sides)
     return training, held_out
 
 
