@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import altair as alt
@@ -64,7 +65,7 @@ def accuracy_figure(evals: pd.DataFrame, arms: Sequence[str]) -> Figure:
     columns = ["arm", "step", "accuracy", "low", "high", "n_questions", "n_responses"]
     frame = evals[columns + ["seed"] * ("seed" in evals)].assign(label=evals["arm"].map(arm_label))
     base = alt.Chart(frame).encode(
-        x=alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1, tickCount=8)),
+        x=alt.X("step:Q", title="training step", axis=_step_axis(frame["step"], 8)),
         color=_arm_colour(arms),
         detail="seed:N" if "seed" in frame else alt.Undefined,
     )
@@ -125,11 +126,11 @@ def train_figures(train: pd.DataFrame, arms: Sequence[str]) -> tuple[list[Figure
 def _train_figure(frame: pd.DataFrame, metric: Metric, arms: Sequence[str]) -> Figure:
     frame = frame.assign(label=frame["arm"].map(arm_label))
     base = alt.Chart(frame).encode(
-        x=alt.X("step:Q", title=None, axis=alt.Axis(tickCount=5, tickMinStep=1)),
+        x=alt.X("step:Q", title=None, axis=_step_axis(frame["step"], 5)),
         color=_arm_colour(arms),
         detail="seed:N" if "seed" in frame else alt.Undefined,
     )
-    y = alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=4, format="~g"), scale=alt.Scale(zero=False))
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(tickCount=4, format="~g"), scale=_scale(frame["value"]))
     tooltip = [alt.Tooltip("label:N", title="arm"), "step:Q", alt.Tooltip("value:Q", format=".4g")]
     trend = base.mark_line(strokeWidth=2).encode(y=alt.Y("trend:Q", title=None))
     chart = alt.layer(
@@ -138,6 +139,22 @@ def _train_figure(frame: pd.DataFrame, metric: Metric, arms: Sequence[str]) -> F
         base.mark_point(size=60, opacity=0.001, filled=True).encode(y=y, tooltip=tooltip),
     )
     return still_and_live(chart, metric.title, metric.note, 280, 110)
+
+
+def _step_axis(steps: pd.Series[Any], most: int) -> alt.Axis:
+    """Ticks at whole numbers of steps, round ones: Vega's least tick step does not hold where its ticks are few."""
+    low, high = int(steps.min()), int(steps.max())
+    size = next(
+        size for power in count() for size in (10**power, 2 * 10**power, 5 * 10**power) if high - low < most * size
+    )
+    return alt.Axis(values=list(range(-(-low // size) * size, high + 1, size)), format="d")
+
+
+def _scale(values: pd.Series[Any]) -> alt.Scale:
+    """Over no less than a fiftieth of the values' size, so that rounding noise is drawn as the flat line it is."""
+    low, high = float(values.min()), float(values.max())
+    lacking = 0.02 * max(abs(low), abs(high)) - (high - low)
+    return alt.Scale(zero=False, domain=[low - lacking / 2, high + lacking / 2] if lacking > 0 else alt.Undefined)
 
 
 def _arm_colour(arms: Sequence[str]) -> alt.Color:
