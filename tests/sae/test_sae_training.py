@@ -95,6 +95,7 @@ def test_the_generator_of_the_device_is_left_alone_too(
         asked.append(devices)
         raise KeyboardInterrupt  # there need be no such device here
 
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.random, "fork_rng", fork)
     with pytest.raises(KeyboardInterrupt):
         trained(n_tokens=2560, device=device)

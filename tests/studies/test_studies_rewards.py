@@ -19,6 +19,7 @@ from mechreward.models import LoadedModel, blocks, iter_residuals, n_blocks
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response
 from mechreward.sae import SAE, SAEMeta
+from mechreward.studies import rewards
 from mechreward.studies.rewards import (
     arm_reward,
     certainty_score,
