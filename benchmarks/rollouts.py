@@ -34,11 +34,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 
-from mechreward.models import LoadedModel, load_model
+from mechreward.models import LoadedModel, load_model, static_cache
 from mechreward.rollout.sampling import tokenise_prompts
 from mechreward.tasks import load_questions
 from mechreward.tiny import MODEL
-from mechreward.training.generation import cache_length, decode_with_room, use_static_cache
+from mechreward.training.generation import Decoding, cache_length
 
 Way = Callable[[GenerationConfig, list[list[int]]], list[list[int]]]
 
@@ -94,22 +94,19 @@ def ways_of(setting: Setting, loaded: LoadedModel, width: int) -> Iterator[tuple
         return generate(loaded, config, prompts)
 
     def roomy(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
-        with decode_with_room(loaded.model):
+        with Decoding("roomy").of(loaded.model):
             return generate(loaded, config, prompts)
 
     def static(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
-        use_static_cache(config)
-        config.max_cache_len = cache_length(width, setting.new_tokens)
-        config.disable_compile = True
-        return generate(loaded, config, prompts)
+        cache = static_cache(loaded.model, cache_length(width, setting.new_tokens))
+        return generate(loaded, config, prompts, past_key_values=cache)
 
     def compiled(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
-        use_static_cache(config)
-        config.max_cache_len = cache_length(width, setting.new_tokens)
         if setting.device == "cpu":
             config.compile_config = CompileConfig(mode="default")
             config.compile_config._compile_all_devices = True
-        return generate(loaded, config, prompts)
+        with Decoding("static").of(loaded.model):
+            return generate(loaded, config, prompts)
 
     def continuous(config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
         model: Any = loaded.model
@@ -132,13 +129,16 @@ def ways_of(setting: Setting, loaded: LoadedModel, width: int) -> Iterator[tuple
     yield "continuous batching", continuous
 
 
-def generate(loaded: LoadedModel, config: GenerationConfig, prompts: list[list[int]]) -> list[list[int]]:
+def generate(loaded: LoadedModel, config: GenerationConfig, prompts: list[list[int]], **named: Any) -> list[list[int]]:
     model: Any = loaded.model
     width = max(map(len, prompts))
     ids_BS = torch.tensor([[loaded.tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
     seen_BS = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     drawn_BS = model.generate(
-        input_ids=ids_BS.to(model.device), attention_mask=seen_BS.to(model.device), generation_config=config
+        input_ids=ids_BS.to(model.device),
+        attention_mask=seen_BS.to(model.device),
+        generation_config=config,
+        **named,
     )
     return drawn_BS[:, width:].tolist()
 

@@ -17,5 +17,4 @@ def test_the_seeds_path_is_the_same_class_and_a_real_subclass() -> None:
         "_generate_and_score_completions",
         "_generate_single_turn",
         "_get_per_token_logps_and_entropies",
-        "_tokenize_prompts",
     }

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, StaticCache
+from transformers import DynamicCache, GenerationConfig, MambaConfig, MambaForCausalLM
 from trl import GRPOConfig
 
-from mechreward.models import roomy_cache
+from mechreward.models import roomy_cache, static_cache
 from mechreward.training import DenseConfig, generation, grpo
-from mechreward.training.generation import cache_length, decoding_cache, use_static_cache
+from mechreward.training.generation import Decoding, cache_length, decoding_cache
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 FITS = {"one_turn": True, "sharded": False}
@@ -63,10 +63,8 @@ def test_transformers_then_compiles_on_cuda_and_only_there(tiny_llama) -> None:
         device = CUDA
 
     model = copy.copy(tiny_llama)
-    cache = {"past_key_values": StaticCache(config=tiny_llama.config, max_cache_len=8)}
-    config = GenerationConfig(disable_compile=True)
-    use_static_cache(config)
-    assert config.cache_implementation == "static"
+    cache = {"past_key_values": static_cache(tiny_llama, 8)}
+    config = GenerationConfig(disable_compile=False)
     assert not model._valid_auto_compile_criteria(cache, config)
     model.__class__ = OnCuda
     assert model._valid_auto_compile_criteria(cache, config)
@@ -105,23 +103,19 @@ def test_every_cache_draws_the_tokens_of_transformers_own(
         model.generation_config.eos_token_id = [1, *range(40, 44)]
         monkeypatch.setattr(grpo, "decoding_cache", lambda *_, kind=kind, **__: kind)
         trainer = make(tmp_path, model, [constant], char_tokenizer, config=config, peft_config=peft_config)
-        static, roomy = [], []
-        prepare = type(model)._prepare_static_cache
+        made = {"static_cache": [], "roomy_cache": []}
+        for name, make_one in (("static_cache", static_cache), ("roomy_cache", roomy_cache)):
 
-        def spy(self, *args, prepare=prepare, static=static, **named):
-            static.append(named["max_cache_len"])
-            return prepare(self, *args, **named)
+            def spy(model, length, make_one=make_one, kept=made[name]):
+                kept.append((length, make_one(model, length)))
+                return kept[-1][1]
 
-        monkeypatch.setattr(type(model), "_prepare_static_cache", spy)
-        monkeypatch.setattr(
-            generation,
-            "roomy_cache",
-            lambda model, longest, roomy=roomy: roomy.append(roomy_cache(model, longest)) or roomy[-1],
-        )
+            monkeypatch.setattr(generation, name, spy)
         torch.manual_seed(3)
         out = score(trainer)
+        static, roomy = made["static_cache"], [cache for _, cache in made["roomy_cache"]]
         # Prompts of 5 and 1 tokens: a longest one of up to 64 gets the same cache.
-        assert static == ([64 + 7 - 1] if kind == "static" else [])
+        assert [length for length, _ in static] == ([64 + 7 - 1] if kind == "static" else [])
         longest = out["completion_ids"].shape[1]
         assert [cache.get_seq_length() for cache in roomy] == ([5 + longest - 1] if kind == "roomy" else [])
         assert {x.longest for cache in roomy for x in cache.layers if hasattr(x, "key_room")} <= {5 + 7}
@@ -145,35 +139,46 @@ def test_the_trainer_asks_with_what_it_has_and_can_be_told_not_to(
     monkeypatch.setattr(grpo, "decoding_cache", ask)
     trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
     assert asked == [(type(tiny_llama), CPU, {"one_turn": True, "sharded": False})]
-    assert trainer.generation_config.cache_implementation == "static" and not trainer.generation_config.disable_compile
+    assert trainer._decoding.kind == "static"
     off = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, dense=DenseConfig(fast_rollouts=False))
-    assert off.generation_config.cache_implementation is None and off.generation_config.disable_compile
+    assert off._decoding is None and off.generation_config.disable_compile
     assert len(asked) == 1
-    monkeypatch.undo()
-    stock = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
-    assert stock.generation_config.cache_implementation is None and stock.generation_config.disable_compile
-
-    monkeypatch.setattr(grpo, "decoding_cache", ask)
     make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer, rollout_func=lambda _prompts, _trainer: {})
     assert asked[1][2]["one_turn"] is False
 
 
-def test_the_cache_follows_the_widest_prompt_of_a_batch(
-    tmp_path, tiny_llama, char_tokenizer, make, monkeypatch
-) -> None:
-    monkeypatch.setattr(grpo, "decoding_cache", lambda *_, **__: "static")
-    trainer = make(tmp_path, copy.deepcopy(tiny_llama), [constant], char_tokenizer)
-    for prompts, wanted in ((["b", "a" * 70], 128), (["a" * 130, "b"], 256), (["b"], 64)):
-        trainer._tokenize_prompts(prompts)
-        assert trainer.generation_config.max_cache_len == wanted + 7 - 1
+@pytest.mark.parametrize("kind", ["static", "roomy"])
+def test_what_generate_is_given(tiny_llama, monkeypatch, kind: str) -> None:
+    given, lengths, empty = [], [], DynamicCache()
+    monkeypatch.setattr(generation, f"{kind}_cache", lambda _model, length: lengths.append(length) or empty)
+    model, decoding = copy.copy(tiny_llama), Decoding(kind)
+    model.__dict__["generate"] = lambda **named: given.append((named["past_key_values"], named["generation_config"]))
+    for width in (70, 130, 1):
+        with decoding.of(model):
+            config = GenerationConfig(max_new_tokens=7, disable_compile=True)
+            model.generate(input_ids=torch.zeros(2, width, dtype=torch.long), generation_config=config)
+    # A static cache keeps to the longest so far.
+    assert lengths == ([128 + 6, 256 + 6, 256 + 6] if kind == "static" else [77, 137, 8])
+    assert all(cache is empty and config.disable_compile == (kind != "static") for cache, config in given)
+    assert len(given) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_takes_what_autocast_makes(family, tiny_model) -> None:
+    """Keys in float32, values in bfloat16; transformers' own refuses the values of most families."""
+    model, ids = tiny_model(family), torch.tensor([[0, 0, 5, 9, 11], [7, 8, 9, 5, 6]])
+    asked = {"input_ids": ids, "attention_mask": (ids > 0).long(), "do_sample": False, "max_new_tokens": 12}
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model.generate(**asked)
+        assert torch.equal(model.generate(**asked, past_key_values=static_cache(model, 20)), wanted)
 
 
 def test_without_a_limit_the_cache_has_none(tiny_llama, monkeypatch) -> None:
     made = []
-    monkeypatch.setattr(generation, "roomy_cache", lambda _model, longest: made.append(longest))
+    monkeypatch.setattr(generation, "roomy_cache", lambda _model, longest: made.append(longest) or DynamicCache())
     model = copy.copy(tiny_llama)
     model.__dict__["generate"] = theirs = lambda **_: None
-    with generation.decode_with_room(model):
+    with Decoding("roomy").of(model):
         for config in (GenerationConfig(max_new_tokens=7), GenerationConfig()):
             model.generate(input_ids=torch.zeros(2, 5, dtype=torch.long), generation_config=config)
     assert made == [5 + 7, None]
@@ -181,7 +186,7 @@ def test_without_a_limit_the_cache_has_none(tiny_llama, monkeypatch) -> None:
 
 
 def test_generate_is_the_models_own_again_after_an_error(tiny_llama) -> None:
-    with pytest.raises(RuntimeError, match="broke off"), generation.decode_with_room(tiny_llama):
+    with pytest.raises(RuntimeError, match="broke off"), Decoding("roomy").of(tiny_llama):
         assert "generate" in vars(tiny_llama)
         raise RuntimeError("broke off")
     assert "generate" not in vars(tiny_llama)

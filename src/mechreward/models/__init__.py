@@ -16,7 +16,7 @@ from mechreward.models.blocks import (
     unwrap,
     vocabulary_size,
 )
-from mechreward.models.cache import roomy_cache
+from mechreward.models.cache import roomy_cache, static_cache
 from mechreward.models.capture import capture_blocks
 from mechreward.models.device import find_device
 from mechreward.models.loading import LoadedModel, load_model
@@ -55,6 +55,7 @@ __all__ = [
     "norm_outliers",
     "read_residuals",
     "roomy_cache",
+    "static_cache",
     "text_config",
     "unwrap",
     "vocabulary_size",

@@ -1,7 +1,7 @@
 """A key-value cache with room to grow: a token is written into it, where transformers' growing cache copies all of it.
 
 That copy is most of what `DynamicCache` costs, at every token. A static cache is written into as well, but is read over
-its whole length from the first token on.
+its whole length from the first token on; it is for decoding that is compiled.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 
 from mechreward.models.blocks import text_config
 
@@ -29,6 +29,34 @@ def roomy_cache(model: nn.Module, longest: int | None = None) -> DynamicCache:
     cache = DynamicCache(config=text_config(model))
     cache.layers = [_RoomyLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def static_cache(model: nn.Module, length: int) -> StaticCache:
+    """An empty cache for `generate` or a forward of this model, of `length` tokens a row, that autocast can write into.
+
+    Under autocast rotated keys come in float32 and values in half precision. transformers' static layers hold both in
+    the keys' type and refuse the values; here keys are kept in the values', in which attention takes them anyway.
+    """
+    cache = StaticCache(config=text_config(model), max_cache_len=length)
+    for layer in cache.layers:
+        layer.__class__ = _ONE_TYPE.get(type(layer), type(layer))
+    return cache
+
+
+class _OneTypeLayer(StaticLayer):
+    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        return super().update(key_states.to(value_states.dtype), value_states, *rest, **named)
+
+
+class _OneTypeSlidingWindowLayer(StaticSlidingWindowLayer):
+    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        return super().update(key_states.to(value_states.dtype), value_states, *rest, **named)
+
+
+_ONE_TYPE: dict[type, type] = {
+    StaticLayer: _OneTypeLayer,
+    StaticSlidingWindowLayer: _OneTypeSlidingWindowLayer,
+}
 
 
 class _RoomyLayer(DynamicLayer):

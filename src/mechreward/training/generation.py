@@ -5,8 +5,8 @@ for the whole call and nobody forbids it; TRL forbids it. In a pilot on an H100,
 from 8.1k to 33.6k tokens a second after 50 seconds of compiling. Written for CUDA, but not measured on one since.
 
 A cache of another length is compiled anew, and the length follows the widest prompt of a batch. So the prompt's part is
-rounded up to a power of two: a run sees a few lengths, not one a batch, and transformers keeps to the longest so far.
-Another number of rows (evaluation) compiles once more.
+rounded up to a power of two, and the longest so far is kept to: a run sees a few lengths, not one a batch. Another
+number of rows (evaluation) compiles once more.
 
 Elsewhere `models.roomy_cache`, which draws TRL's own tokens. On a CPU a static cache without compiling took .95 to 1.4
 times as long as transformers' growing one (the bundled model, 64 rollouts).
@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from trl import GRPOConfig
 
-from mechreward.models import roomy_cache, unwrap
+from mechreward.models import roomy_cache, static_cache, unwrap
 
 _SHORTEST = 64
 
@@ -57,30 +57,41 @@ def decoding_cache(
     return "static" if compiles else "roomy"
 
 
-@contextmanager
-def decode_with_room(model: Any) -> Iterator[None]:
-    """Gives every `generate` of the model inside it, called as TRL does, a roomy cache."""
-    theirs, replaced = model.generate, vars(model).get("generate")
+class Decoding:
+    """Gives every `generate` of a model, called as TRL does, a cache of this kind. A static one is as long as the
+    longest so far, so that few lengths are compiled."""
 
-    def generate(*, input_ids: Tensor, generation_config: GenerationConfig, **named: Any) -> Any:
-        new_tokens = generation_config.max_new_tokens  # None where `max_completion_length` is
-        cache = roomy_cache(model, None if new_tokens is None else input_ids.shape[1] + new_tokens)
-        return theirs(input_ids=input_ids, generation_config=generation_config, past_key_values=cache, **named)
+    def __init__(self, kind: Literal["static", "roomy"]) -> None:
+        self.kind = kind
+        self._longest = 0
 
-    model.generate = generate
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del model.generate
-        else:
-            model.generate = replaced
+    @contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        """Inside it the model decodes so."""
+        theirs, replaced = model.generate, vars(model).get("generate")
 
+        def generate(*, input_ids: Tensor, generation_config: GenerationConfig, **named: Any) -> Any:
+            # transformers compiles with a static cache, on CUDA, unless told not to, as TRL does.
+            generation_config.disable_compile = self.kind != "static"
+            cache = self._cache(model, input_ids.shape[1], generation_config.max_new_tokens)
+            return theirs(input_ids=input_ids, generation_config=generation_config, past_key_values=cache, **named)
 
-def use_static_cache(config: GenerationConfig) -> None:
-    """Makes `generate` decode with a static cache, and compile where transformers does (not on a CPU)."""
-    config.cache_implementation = "static"
-    config.disable_compile = False
+        model.generate = generate
+        try:
+            yield
+        finally:
+            if replaced is None:
+                del model.generate
+            else:
+                model.generate = replaced
+
+    def _cache(self, model: Any, width: int, new_tokens: int | None) -> Cache:
+        """`new_tokens` is None where `max_completion_length` is, which no static cache takes."""
+        if self.kind == "roomy":
+            return roomy_cache(model, None if new_tokens is None else width + new_tokens)
+        assert new_tokens is not None
+        self._longest = max(self._longest, cache_length(width, new_tokens))
+        return static_cache(model, self._longest)
 
 
 def cache_length(prompt_width: int, new_tokens: int) -> int:

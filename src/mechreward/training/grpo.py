@@ -5,8 +5,7 @@ ids, masks and TRL's own advantages meet while rows are still in group order: TR
 makes outcome advantages as ever; then `training.reader` gives the token rewards of the finished completions, and
 `reward.credit` makes A_BT = A_outcome[:, None] + A_dense_BT, a shape that TRL's loss accepts.
 `_get_per_token_logps_and_entropies` is passed through; its forwards are tapped where TRL scores a batch anyway. So are
-`_tokenize_prompts` and `_generate_single_turn`, for the cache (`training.generation`), and `_calculate_rewards`, to
-refuse infinities.
+`_generate_single_turn`, for the cache (`training.generation`), and `_calculate_rewards`, to refuse infinities.
 
 Token t is paid for the state after it was read. Tool output and padding get no credit. Groups and scales are those of
 the whole batch, over all processes. With dense weight 0, or without a FeatureReward, training is bit for bit TRL's (on
@@ -39,7 +38,7 @@ from mechreward.reward.feature_reward import TokenRewards, read_tokens
 from mechreward.training.batch import completions_of, like, loss_mask, prompts_of, rows_of_all, sample, totals
 from mechreward.training.checks import check_batch, check_rewards, check_scalar_rewards, check_token_rewards
 from mechreward.training.dense import DenseConfig, load_outcome_rms, no_outcome, save_outcome_rms, split_rewards
-from mechreward.training.generation import cache_length, decode_with_room, decoding_cache, use_static_cache
+from mechreward.training.generation import Decoding, decoding_cache
 from mechreward.training.guard import Event, Guard
 from mechreward.training.host import check_host
 from mechreward.training.last_good import GuardCallback
@@ -117,9 +116,8 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self._check_setup(policy)
         self.guard = Guard(self, dual, on_guard)
         self.add_callback(GuardCallback(self.guard))
-        self._cache = self._decoding_cache(policy) if self.dense.fast_rollouts else None
-        if self._cache == "static":
-            use_static_cache(self.generation_config)
+        kind = self._decoding_cache(policy) if self.dense.fast_rollouts else None
+        self._decoding = None if kind is None else Decoding(kind)
 
     def _drop_placeholder(self) -> None:
         """Where an environment pays, beside which 0 would be the reward of a row that it leaves unpaid."""
@@ -133,16 +131,9 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         one_turn = not self.tools and self.rollout_func is None
         return decoding_cache(args, policy, self.accelerator.device, one_turn=one_turn, sharded=self._sharded)
 
-    def _tokenize_prompts(self, prompts: list[Any], *args: Any, **named: Any) -> Any:
-        tokenised = super()._tokenize_prompts(prompts, *args, **named)
-        if self._cache == "static":
-            width = max(map(len, tokenised[0]))
-            self.generation_config.max_cache_len = cache_length(width, self.generation_config.max_new_tokens)
-        return tokenised
-
     def _generate_single_turn(self, *args: Any, **named: Any) -> Any:
         policy = self.accelerator.unwrap_model(self.model)
-        with decode_with_room(policy) if self._cache == "roomy" else nullcontext():
+        with nullcontext() if self._decoding is None else self._decoding.of(policy):
             return super()._generate_single_turn(*args, **named)
 
     def _calculate_rewards(self, *args: Any, **named: Any) -> Tensor:
