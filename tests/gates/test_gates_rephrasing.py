@@ -11,7 +11,7 @@ import pytest
 
 from mechreward.errors import InputError
 from mechreward.features import PackRephrasing
-from mechreward.gates.rephrasing import FamilyAnswer, Signal, accuracies, consistency, judge_signal
+from mechreward.gates.rephrasing import MIN_MIXED, FamilyAnswer, Signal, accuracies, consistency, judge_signal
 from mechreward.gates.statistics import Interval
 
 
@@ -78,6 +78,19 @@ def test_verdicts() -> None:
     assert world(120, (2.0, -2.0)).verdict == "brittle"
     assert world(120, (0.0, 2.0)).verdict == "no signal"
     assert world(40, (1.0, 0.3)).verdict == "inconclusive"
+
+
+def test_few_families_decide_nothing() -> None:
+    """Over one family a bootstrap has no width: a pack that kept .2 of its lead survived in a sixth of such worlds."""
+    for n in (1, 5, MIN_MIXED - 1):
+        found = world(n, (6.0, 6.0))
+        assert (found.verdict, found.n_mixed) == ("inconclusive", n) and found.kept.low >= 0.5
+    assert world(MIN_MIXED, (6.0, 6.0)).verdict == "survives"
+    # Families without right and wrong answers to a variation do not count.
+    plain = [FamilyAnswer(f"g{i}", kind, f"g{i}{kind}", kind == "names" or bool(k)) for i in range(20)
+             for kind in ("original", "names") for k in range(2)]  # fmt: skip
+    found = judge_signal(plain, [float(k % 2) for k in range(len(plain))])
+    assert (found.verdict, found.n_mixed) == ("inconclusive", 0)
 
 
 def test_what_goes_into_the_pack() -> None:

@@ -183,7 +183,8 @@ def _show(found: dict[str, Any]) -> None:
     if "signal" in found:
         for name, label in (("originals", "AUROC, originals"), ("variations", "AUROC, variations"), ("kept", "kept")):
             row = found["signal"][name]
-            table.add_row(label, f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}", "")
+            n = f"{found['signal']['n_mixed']} mixed families"
+            table.add_row(label, f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}", n)
     console.print(table)
     if "signal" in found:
         console.print(f"[bold]under another wording the pack's signal: {found['signal']['verdict']}[/]")

@@ -7,7 +7,8 @@
   variations weigh together as much as one of them, like its original. *Kept* is what is left of its lead over chance,
   (AUROC_variations - .5) / (AUROC_originals - .5). The interval of what is kept says whether a pack
   survives (all of it at or above `KEPT`) or is brittle (all below). Where the originals' own reaches .5 there is no
-  signal to keep.
+  signal to keep. Fewer than `MIN_MIXED` families with right and wrong answers on both sides are inconclusive: over one
+  family a resample is that family again, and the interval has no width.
 
 Every interval resamples whole families.
 """
@@ -35,6 +36,8 @@ from mechreward.gates.statistics import (
 
 KEPT = 0.5
 """Share of the lead over chance that has to be kept."""
+MIN_MIXED = 10
+"""Fewest families for any verdict but inconclusive."""
 ORIGINAL = "original"
 
 
@@ -59,6 +62,8 @@ class Signal:
     variations: Interval
     kept: Interval
     verdict: Literal["survives", "brittle", "inconclusive", "no signal"]
+    n_mixed: int
+    """Families with right and wrong answers to an original, and to a variation, whichever are fewer."""
 
     def mark(self, spec_hash: str, answers: Sequence[FamilyAnswer]) -> PackRephrasing:
         """What goes into the pack whose reward has this `spec_hash`; `answers` are those that were judged."""
@@ -135,13 +140,14 @@ def judge_signal(answers: Sequence[FamilyAnswer], scores: Sequence[float], *, se
         wins_F, pairs_F = (np.bincount(at, of_Q, len(families)) for of_Q in (found.wins_Q, found.pairs_Q))
         sides.append((wins_F / n_members_F, pairs_F / n_members_F))
     (first, second), n = (ratio(*side) for side in sides), len(families)
+    n_mixed = min(int((pairs_F > 0).sum()) for _, pairs_F in sides)
 
     def kept(counts_RF: Array) -> Array:
         lead_R, left_R = first(counts_RF) - 0.5, second(counts_RF) - 0.5
         return np.divide(left_R, lead_R, out=np.full(len(lead_R), nan), where=lead_R > 0)
 
     before, after, share = (cluster_bootstrap(one, n, seed=seed) for one in (first, second, kept))
-    return Signal(before, after, share, _verdict(before, share))
+    return Signal(before, after, share, _verdict(before, share, n_mixed), n_mixed)
 
 
 def _varied_families(answers: Sequence[FamilyAnswer]) -> list[str]:
@@ -150,7 +156,11 @@ def _varied_families(answers: Sequence[FamilyAnswer]) -> list[str]:
     return sorted(originals & {answer.family for answer in answers if answer.kind != ORIGINAL})
 
 
-def _verdict(before: Interval, kept: Interval) -> Literal["survives", "brittle", "inconclusive", "no signal"]:
+def _verdict(
+    before: Interval, kept: Interval, n_mixed: int
+) -> Literal["survives", "brittle", "inconclusive", "no signal"]:
+    if n_mixed < MIN_MIXED:
+        return "inconclusive"
     if isnan(before.low) or before.low <= 0.5:
         return "no signal"
     if kept.low >= KEPT:
