@@ -73,6 +73,17 @@ def test_as_good_as_random_features_is_futile() -> None:
     assert result.verdict == "futile" and "less than +0.02 against random" in result.reason
 
 
+def test_a_credit_of_its_own_is_held_against_random_features_of_that_credit() -> None:
+    """What the credit does alone is no merit of the features: it passed against `random`, of another credit."""
+    arms = {"outcome": 0.5, "sae/potential": 0.6, "random": 0.5, "random/potential": 0.6}
+    results = study(**arms).model_copy(update={"judged": "sae/potential"})
+    result = gate2(results)
+    assert result.verdict == "futile" and "less than +0.02 against random/potential" in result.reason
+    alone = gate2(results.model_copy(update={"runs": tuple(r for r in results.runs if r.arm != "random/potential")}))
+    assert alone.verdict == "inconclusive" and "no arm 'random/potential'" in alone.reason
+    assert gate2(study(outcome=0.5, sae=0.6, random=0.5, **{"random/potential": 0.6})).passed
+
+
 def test_a_sure_gain_of_less_than_two_points_is_futile() -> None:
     result = gate2(study(outcome=0.5, sae=0.51, random=0.45))
     found = result.comparisons[0].found
@@ -208,7 +219,7 @@ def test_bad_results(change: object, sentence: str) -> None:
         gate2(StudyResults(judged="sae", runs=change(runs)))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("judged", ["outcome", "random"])
+@pytest.mark.parametrize("judged", ["outcome", "random", "random/potential"])
 def test_a_control_cannot_be_judged(judged: str) -> None:
     with pytest.raises(InputError, match=f"judged: '{judged}' is what an arm is judged against"):
         gate2(StudyResults(judged=judged, runs=study(2, outcome=0.5, random=0.6).runs))

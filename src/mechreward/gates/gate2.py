@@ -8,6 +8,9 @@ with random features that fire as often:
 - pass          both lower 95 % bounds are above 0, and nothing is futile
 - inconclusive  otherwise, with the number of seeds that would decide; always so with fewer than five seeds
 
+An arm with a credit of its own (`sae/potential`) is held against random features of that same credit
+(`random/potential`): against `random` a credit that helps would pass for features that do.
+
 A certain gain of less than 2 points is futile, not a pass. The other arms are reported beside, and steps to 90 % of the
 outcome-only arm's final accuracy, where a dense reward should show first. The bars were fixed before any study was run.
 """
@@ -138,7 +141,8 @@ def gate2(results: StudyResults, bars: Gate2Bars | None = None, *, draws: int = 
     """Judges a study.
 
     Args:
-        results: of at least the judged and the outcome-only arm; without the random arm there is no pass.
+        results: of at least the judged and the outcome-only arm; without the random arm (`control_of`) there is no
+            pass.
         draws, seed: of the bootstrap that is reported beside.
 
     Raises:
@@ -148,7 +152,8 @@ def gate2(results: StudyResults, bars: Gate2Bars | None = None, *, draws: int = 
     bars = bars or Gate2Bars()
     accuracies = finals(results)
     names = list(dict.fromkeys(run.arm for run in results.runs))
-    if results.judged in (BASE, CONTROL):
+    control = control_of(results.judged)
+    if results.judged in (BASE, control):
         raise InputError(f"judged: {results.judged!r} is what an arm is judged against; name another arm")
     for needed in (results.judged, BASE):
         if needed not in names:
@@ -160,16 +165,22 @@ def gate2(results: StudyResults, bars: Gate2Bars | None = None, *, draws: int = 
     comparisons = tuple(_compare(accuracies, arm, against, draws, seed) for arm, against in pairs)
     target = TARGET * float(np.mean([values_Q.mean() for values_Q in accuracies[BASE].values()]))
     arms = tuple(_summary(name, [run for run in results.runs if run.arm == name], target) for name in names)
-    deciding = [c for c in comparisons if c.arm == results.judged and c.against in (BASE, CONTROL)]
+    deciding = [c for c in comparisons if c.arm == results.judged and c.against in (BASE, control)]
     few = min(len(comparison.seeds) for comparison in deciding)
     verdict, reason, needed_seeds = judge_differences(
-        {c.against: c.found for c in deciding if c.found is not None}, few, bars
+        {c.against: c.found for c in deciding if c.found is not None}, few, bars, control
     )
     if results.crashed:
         reason += f"; {len(results.crashed)} runs crashed ({_names(results.crashed)})"
     return Gate2Result(
         verdict, reason, needed_seeds, results.judged, target, comparisons, arms, results.crashed, bars
     )  # fmt: skip
+
+
+def control_of(arm: str) -> str:
+    """The arm of random features with the arm's own credit."""
+    _, slash, credit = arm.partition("/")
+    return CONTROL + slash + credit
 
 
 def _names(crashed: Sequence[Crash]) -> str:
@@ -237,11 +248,14 @@ def median_steps(steps: Sequence[int | None]) -> float | None:
     return None if middle == inf else float(middle)
 
 
-def judge_differences(found: dict[str, Crossed], few: int, bars: Gate2Bars) -> tuple[Verdict, str, int | None]:
+def judge_differences(
+    found: dict[str, Crossed], few: int, bars: Gate2Bars, control: str = CONTROL
+) -> tuple[Verdict, str, int | None]:
     """Verdict, reason and the seeds that would decide, from the judged arm's differences by the arm they are against.
 
     Args:
         few: fewest paired seeds of any of them.
+        control: the arm besides outcome-only that a pass has to beat.
     """
     measured = "; ".join(f"against {name} {words(value)}" for name, value in found.items())
     if few < bars.min_seeds:
@@ -250,8 +264,8 @@ def judge_differences(found: dict[str, Crossed], few: int, bars: Gate2Bars) -> t
     small = [name for name, value in found.items() if value.high < bars.futile]
     if small:
         return "futile", f"{measured}: less than {bars.futile:+.2f} against {' and '.join(small)}", None
-    if CONTROL not in found:
-        return "inconclusive", f"{measured}; there is no arm {CONTROL!r}, which a pass has to beat", None
+    if control not in found:
+        return "inconclusive", f"{measured}; there is no arm {control!r}, which a pass has to beat", None
     if all(value.low > 0 for value in found.values()):
         return "pass", measured, None
     needed = seeds_to_decide(found, bars)
