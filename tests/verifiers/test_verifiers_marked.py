@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mechreward.verifiers.marked import Marked, find_marked, last_boxed
@@ -21,7 +23,8 @@ from mechreward.verifiers.marked import Marked, find_marked, last_boxed
         ("**Answer:** 7", Marked("7", "phrase")),
         ("Answer: **7**", Marked("7", "phrase")),
         ("answer = 7", Marked("7", "phrase")),
-        ("The answer is 6. No, the answer is 7!", Marked("6", "phrase")),
+        ("The answer is 6. No, the answer is 7!", Marked("7", "phrase")),
+        ("The answer is 6, but the answer is 7.", Marked("7", "phrase")),
         ("The answer is 6.\nNo: the answer is 7", Marked("7", "phrase")),
         ("The answer is 7\n#### 9", Marked("7", "phrase")),
         ("#### 8\n#### 9", Marked("9", "####")),
@@ -39,3 +42,14 @@ def test_text_without_a_marker(text: str) -> None:
 
 def test_last_boxed_of_empty_box() -> None:
     assert last_boxed(r"\boxed{}") == ""
+
+
+def test_the_last_box_is_the_one_that_opens_last() -> None:
+    assert last_boxed(r"\boxed{1 \boxed{2} 3} } \boxed{4") == "2"
+
+
+def test_boxes_and_phrases_without_end_are_read_in_one_pass() -> None:
+    start = time.process_time()
+    assert find_marked(r"\boxed{" * 20_000) is None
+    assert find_marked("answer is " * 20_000) == Marked("", "phrase")
+    assert time.process_time() - start < 2.0

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 from mechreward.tasks import after_marker
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_PHRASE = re.compile(r"\banswer[*_]*(?:\s+is\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*([^\n]*)", re.IGNORECASE)
+_BRACE = re.compile(r"[{}]")
+_PHRASE = re.compile(r"\banswer[*_]*(?:\s+is\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*", re.IGNORECASE)
 
 
 class Marked(NamedTuple):
@@ -23,9 +24,11 @@ def find_marked(text: str) -> Marked | None:
     boxed = last_boxed(text)
     if boxed is not None:
         return Marked(boxed, "boxed")
-    phrases = _PHRASE.findall(text)
-    if phrases:
-        return Marked(_first_sentence(phrases[-1]), "phrase")
+    phrase = None
+    for phrase in _PHRASE.finditer(text):  # noqa: B007 - the last one is wanted
+        pass
+    if phrase is not None:
+        return Marked(_first_sentence(text[phrase.end() :].partition("\n")[0]), "phrase")
     hashed = after_marker(text, last=True)
     return None if hashed is None else Marked(hashed.strip("*_` "), "####")
 
@@ -36,13 +39,15 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"so \\boxed{\\frac{1}{2}}")
     '\\\\frac{1}{2}'
     """
-    for found in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for place in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[found.end() : place].strip()
-    return None
+    begins = {found.end() for found in _BOXED.finditer(text)}
+    opened: list[int] = []  # where the braces that are open by now have their content
+    last: tuple[int, int] | None = None
+    for brace in _BRACE.finditer(text) if begins else ():
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) in begins:
+            last = max(last or (start, 0), (start, brace.start()))
+    return text[slice(*last)].strip() if last else None
 
 
 def _first_sentence(text: str) -> str:
