@@ -49,7 +49,8 @@ class StudyConfig(ImproveConfig):
     (`certainty`), noise (`noise`), the largest effects under shuffled labels (`failed`). `sae/return_to_go` takes
     another credit than `credit`."""
     judged: str = "sae"
-    """The arm on trial. A pass has to beat the random features of its own credit: `sae/potential` `random/potential`."""
+    """The arm on trial. To pass it has to beat the random features of its own credit, `sae/potential` those of
+    `random/potential`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Of training: question order and sampling, the same in every arm."""
     learning_rates: tuple[Positive, ...] = ()
