@@ -66,11 +66,31 @@ def test_right_answers(completion: str, gold: str, extracted: str) -> None:
         ("#### 18 + 2 = 20", Verdict(False, "18", "not a plain number", False)),
         ("#### 18e3", Verdict(False, "18", "not a plain number", False)),
         ("#### 9:18", Verdict(False, "9", "not a plain number", True)),
+        ("#### 18, 20", Verdict(False, "18,", "not a plain number", False)),
         ("", Verdict(False, None, "no answer marker", False)),
     ],
 )
 def test_wrong_answers(completion: str, verdict: Verdict) -> None:
     assert gsm8k_exact_match("Q", completion, "18") == verdict
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "lenient"),
+    [
+        (words, True)
+        for words in ("k", " million", " thousand dollars", " dozen eggs", "²", "½", " and a half", " squared")
+    ]
+    + [
+        (words, False) for words in (" x 2", r" \times 2", " · 2", "–20", " or 20", "; 20", " 000", "\u202f000", "'000")
+    ],
+)
+def test_a_number_that_goes_on_is_not_the_answer(goes_on: str, lenient: bool) -> None:
+    assert gsm8k_exact_match("Q", f"#### 18{goes_on}", "18") == Verdict(False, "18", "not a plain number", lenient)
+
+
+@pytest.mark.parametrize("words", [" (in all)", " to the bus", " and no more", " x", " min", " boxes", " Kilos"])
+def test_words_behind_the_number_are_passed_over(words: str) -> None:
+    assert gsm8k_exact_match("Q", f"#### 18{words}", "18") == Verdict(True, "18", "match", True)
 
 
 def test_strict_and_lenient_are_judged_apart() -> None:

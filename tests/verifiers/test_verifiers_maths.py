@@ -48,6 +48,53 @@ def test_wrong_answers(completion: str, gold: str, verdict: Verdict) -> None:
     assert math("Q", completion, gold) == verdict
 
 
+@pytest.mark.parametrize(
+    "completion",
+    [
+        r"\boxed{18 \text{ million}}",
+        r"\boxed{\$18\,\text{thousand}}",
+        r"\boxed{18\text{k}}",
+        r"\boxed{18 \text{ hours } 20 \text{ minutes}}",
+        r"\boxed{\ge 18}",
+        r"\boxed{> 18}",
+        r"\boxed{18²}",
+        r"\boxed{18½}",
+        r"\boxed{18–20}",
+        r"\boxed{18|20}",
+        r"\boxed{18\_000}",
+        r"\boxed{$20$ $18$}",
+        "The answer is $18M.",
+        "The answer is 18 squared.",
+        "The answer is 18 hundreds.",
+        "The answer is 18 is wrong.",
+        "The answer is ≥ 18.",
+        "The answer is 18~20.",
+        "The answer is $20$, not $18$.",
+        r"The answer is \(20\), although \(18\) seems right.",
+    ],
+)
+def test_what_math_verify_passes_over_is_no_match(completion: str) -> None:
+    verdict = math("Q", completion, "18")
+    assert (verdict.correct, verdict.reason) == (False, "different answer")
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold"),
+    [
+        (r"\boxed{18½}", "18.5"),
+        (r"\boxed{3²}", "9"),
+        (r"\boxed{3 \text{ million}}", r"3\text{ million}"),
+        (r"\boxed{x \ge 2}", r"x \geq 2"),
+        (r"\boxed{\ge 2}", r"\geq 2"),
+        (r"\boxed{18 \text{ cm}^2}", "18"),
+        ("The answer is 18 m².", "18"),
+        ("The answer is $18$, not $20$.", "18"),
+    ],
+)
+def test_what_only_looks_like_it_is_a_match(completion: str, gold: str) -> None:
+    assert math("Q", completion, gold).correct
+
+
 def test_outside_the_main_thread() -> None:
     verdicts: list[Verdict] = []
     thread = threading.Thread(target=lambda: verdicts.append(math(r"Halve one. #### \frac{1}{2}", r"\boxed{0.5}")))

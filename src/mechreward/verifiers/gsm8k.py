@@ -4,7 +4,8 @@ The official rule takes the first match of ``#### (-?[0-9.,]+)``, drops commas a
 same place as exact numbers, and so departs from it in what it forgives and what it refuses:
 
 - forgiven: `18.00`, `18.` and `+18` for 18; a currency or percent sign, Markdown emphasis, any space after the marker;
-- refused: commas that group no thousands (`1,2`), and the first term of what goes on (`1/2`, `12 + 7 = 19`, `3:30`).
+- refused: commas that group no thousands (`1,2`), and the first term of what goes on (`1/2`, `12 + 7 = 19`, `3:30`,
+  `3 million`, `2 x 9`, `1 800`, `18, 20`, `18 or 20`).
 
 Lenient extraction takes the last number of the text.
 """
@@ -14,13 +15,20 @@ from __future__ import annotations
 import re
 
 from mechreward.errors import InputError
-from mechreward.verifiers.number import last_number, parse_number, tidy_number
+from mechreward.verifiers.number import SCALE, last_number, parse_number, tidy_number
 from mechreward.verifiers.text import Gold, answer_text, gold_text
 from mechreward.verifiers.verdict import Verdict
 
 # Furniture before the digits, then every digit, comma and point there is, then marks that may follow.
 _MARKED = re.compile(r"####[ \t]*[*_`]*((?:[-+−]|\\?[$€£¥₹] ?){0,3}[.,]*[0-9][0-9.,]*)([^\n]*)")
-_GOES_ON = re.compile(r"\s*[-+−/:^×÷*=]\s*\\?[$€£¥₹]?[0-9(]|[eE][-+]?[0-9]")
+_TERM = r"\s*\\?[$€£¥₹]?[0-9(]"
+_GOES_ON = re.compile(
+    rf"\s*[-+−–—~/:^×÷*·=]{_TERM}|[eE][-+]?[0-9]"  # a sum, a ratio, a range, an exponent
+    r"|['’_;|&\s]+\\?[$€£¥₹]?[0-9]"  # grouped digits, another number
+    rf"|\s*(?:or|and|to|x|times|plus|minus|over|divided by)\b{_TERM}"
+    r"|\s*[⁰¹²³⁴-⁹½¼¾⅐-⅞]|\s*\\(?:d?frac|times|cdot|div)\b|\s+and a (?:half|quarter|third)\b"
+    rf"|\s*{SCALE}|\s?[kKMB](?!\w)"
+)
 
 
 def gsm8k_exact_match(prompt: object, completion: object, answer: Gold = None) -> Verdict:

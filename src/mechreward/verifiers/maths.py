@@ -1,6 +1,8 @@
 """Mathematical answers, compared by math-verify: `1/2`, `0.5` and `\\frac{1}{2}` are one answer.
 
 Strict extraction reads the answer marker: the last ``\\boxed{}``, else the last "answer is", else the last ``####``.
+What math-verify passes over is refused here first: words that change a value (``3 \\text{ million}`` is not 3), an
+inequality sign, a second number (``18–20``), and the formula that a phrase says it is not (``$20$, not $18$``).
 Lenient extraction is math-verify's own over the whole text (its last formula or number, roughly). Two whole numbers are
 compared here, exactly; everything else goes to a helper process (`maths_worker.py`).
 
@@ -19,11 +21,12 @@ import re
 import subprocess
 import sys
 import threading
+import unicodedata
 from decimal import Decimal
 from pathlib import Path
 
 from mechreward.verifiers.marked import Marked, find_marked
-from mechreward.verifiers.number import parse_number
+from mechreward.verifiers.number import SCALE, parse_number
 from mechreward.verifiers.text import Gold, answer_text, gold_text
 from mechreward.verifiers.verdict import Verdict
 
@@ -32,11 +35,20 @@ TIME_LIMIT = 5.0
 LONGEST = 1000
 """Characters of the longest strict answer that is compared; longer ones are different."""
 
-# Words after a number, except those that change its value.
+# Words after a number, except those that change its value or take it back.
 _UNIT = re.compile(
-    r"(?<=[0-9.%$])"
-    r"(?:\s+(?!(?:hundred|thousand|million|billion|trillion|dozen|pi|and|or|to|plus|minus|times)\b)[A-Za-z]{2,})+$"
+    rf"(?<=[0-9.%$])(?:\s+(?!{SCALE}|(?:pi|and|or|to|plus|minus|times|is|but|not)\b)[A-Za-z]{{2,}})+$", re.IGNORECASE
 )
+_DENIED = re.compile(r",?\s+(?:(?:and|but) )?(?:not|instead of|rather than|although|though)\b.*", re.DOTALL)
+# A thousand or a million by its letter: of money, or a k as a word.
+_LETTER = r"(?:[$€£¥₹]\s?[0-9.,]+\s?|[0-9]\s?\\text\{\s*(?=k))[kKMB](?!\w)"
+_SCALE = re.compile(rf"{SCALE}|{_LETTER}", re.IGNORECASE)
+_INEQUALITY = re.compile(r"[\s$]*(?:[<>≤≥≠]|\\(?:geq?|leq?|neq?|gt|lt)(?![a-z]))")
+_SEVERAL = re.compile(
+    r"[0-9]\s*(?:[–—~|;…→]|\.{2,}|\\{2}|\\?_0|[$]\s+[$]|\\(?:text|mathrm)\s*\{[^{}]*\})\s*(?:\\?[$€£])?[0-9]"
+)
+_FRACTIONS = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+_POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _lock = threading.Lock()
 _workers: dict[int, subprocess.Popen[str]] = {}
 
@@ -78,11 +90,26 @@ def _judge_strictly(gold: str, marked: Marked | None) -> tuple[str | None, bool 
 
 def _same(gold: str, marked: Marked) -> bool | None:
     # "the answer is 18 dollars": in running text a unit is no formula.
-    answer = marked.text if marked.marker == "boxed" else _UNIT.sub("", marked.text)
+    answer = marked.text if marked.marker == "boxed" else _UNIT.sub("", _DENIED.sub("", marked.text))
     ours, theirs = parse_number(gold), parse_number(answer.strip("$"))
+    if _is_another(gold, answer) or (ours is not None and _SEVERAL.search(answer)):
+        return False
     if ours is not None and theirs is not None and _is_whole(ours) and _is_whole(theirs):
         return ours == theirs
-    return _compare(gold, _as_formula(answer))
+    return _compare(gold, _as_formula(_typeset(answer)))
+
+
+def _is_another(gold: str, answer: str) -> bool:
+    """Whether the two are not as many thousands, say, or the answer alone begins with the sign of an inequality."""
+    scales = [_SCALE.findall(text.lower()) for text in (gold, answer)]
+    return scales[0] != scales[1] or bool(_INEQUALITY.match(answer) and not _INEQUALITY.match(gold))
+
+
+def _typeset(text: str) -> str:
+    """With the powers and fractions that are characters of their own as LaTeX: `18½`, `3²`. Those of units stay."""
+    text = re.sub(r"(?<=[0-9)])[⁰¹²³⁴-⁹]+", lambda found: f"^{{{found[0].translate(_POWERS)}}}", text)
+    parts = (unicodedata.normalize("NFKC", c).split("⁄") if c in _FRACTIONS else [c] for c in text)
+    return "".join(part[0] if len(part) == 1 else rf"\frac{{{part[0]}}}{{{part[1]}}}" for part in parts)
 
 
 def _is_whole(number: Decimal) -> bool:

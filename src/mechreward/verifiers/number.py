@@ -20,6 +20,11 @@ _NUMBER = re.compile(
 # In running text a minus is a sign only where nothing stands before it that it could be taken from: `12-7` ends on 7.
 _IN_TEXT = re.compile(rf"(?:(?<![\w)\].])[-−])?(?:{_CURRENCY}[-−]?)?{_BODY}")
 _EMPHASIS = "*_`"
+SCALE = (
+    r"\b(?:(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?|(?:ten|hundred|thousand|million)ths|thirds"
+    r"|squared|cubed|factorial)\b"
+)
+"""Words behind a number that change its value."""
 
 
 def tidy_number(text: str) -> str | None:
