@@ -52,6 +52,21 @@ def test_wrong_letters(completion: str, verdict: Verdict) -> None:
     assert choice("Which?", completion, "B") == verdict
 
 
+@pytest.mark.parametrize(
+    "letters", ["B or C", "B, C", "B and C", "B/C", "B & C", "B+C", "(B) or (C)", "**B** and **C**", r"\boxed{B, C}"]
+)
+def test_several_letters_are_no_answer(letters: str) -> None:
+    assert choice("Which?", f"The answer is {letters}.", "B") == Verdict(
+        False, None, "several letters at the marker", False
+    )
+
+
+@pytest.mark.parametrize("words", ["B, not C", "B, as in A to D", "B and a dog", "B, A dog"])
+def test_a_letter_with_words_behind_it_is_the_answer(words: str) -> None:
+    verdict = choice("Which?", f"The answer is {words}.", "B")
+    assert (verdict.correct, verdict.extracted) == (True, "B")
+
+
 @pytest.mark.parametrize("gold", ["B", "b", "(B)", "B.", " B ", "Because so\n#### B"])
 def test_gold_letters(gold: str) -> None:
     assert choice("Which?", "The answer is B", gold) == Verdict(True, "B", "match", True)

@@ -1,8 +1,8 @@
 """Multiple choice: one letter from A to E.
 
 Strict extraction reads the letter at an answer marker (`\\boxed{B}`, "the answer is (B)", `#### B`), or a response
-that is nothing but a letter (`B`, `(B).`). Lenient extraction takes the last capital letter A to E that stands alone,
-except an A before a small word, which is an article.
+that is nothing but a letter (`B`, `(B).`); a letter with others joined to it (`B or C`, `B/C`) is none. Lenient
+extraction takes the last capital letter A to E that stands alone, except an A before a small word, which is an article.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ _ALONE = re.compile(r"[\s*_`]*(?:\(([A-Ea-e])\)|\[([A-Ea-e])\]|([A-E])[.:)]?)[\s
 _AT_MARKER = re.compile(
     r"[\s*_`$]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:(?i:option|choice)\s+)?"
     r"(?:[(\[]([A-Ea-e])[)\]]|([A-E])(?![\w']))"
+)
+_JOINED = re.compile(
+    r"[)\]}\s*_$]*(?:[,/&+|]|\bor\b|\band\b)[\s*_$(\[]*(?:\\text\s*\{\s*)?(?:[B-E]|A(?!\s+[a-z]))(?![\w'])"
 )
 _IN_TEXT = re.compile(r"(?<![\w'])(?:([B-E])|(A)(?!\s+[a-z]))(?![\w'])")
 
@@ -46,6 +49,8 @@ def choice(prompt: object, completion: object, answer: Gold = None) -> Verdict:
     found = _ALONE.fullmatch(text) if marked is None else _AT_MARKER.match(marked.text)
     if found is None:
         return Verdict(False, None, "no answer marker" if marked is None else "no letter at the marker", lenient)
+    if marked is not None and _JOINED.match(marked.text, found.end()):
+        return Verdict(False, None, "several letters at the marker", lenient)
     letter = _letter(found)
     return Verdict(letter == gold, letter, "match" if letter == gold else "different letter", lenient)
 
