@@ -117,3 +117,12 @@ def test_files_that_hold_no_split_are_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(row), path)
     with pytest.raises(InputError, match=r"^split: question 'a' of .* is 'train'; allowed are known and unknown$"):
         load_split(path)
+
+
+def test_prompts_that_differ_in_capitals_and_spaces_stay_together() -> None:
+    ways = ("What is {} + 1 ?", "what is {} + 1?", "What  is {}\n+ 1 ?")
+    questions = [Question(f"{n}-{k}", way.format(n), "1") for n in range(20) for k, way in enumerate(ways)]
+    known, unknown = split_questions(questions)
+    sides = [{question.id.split("-")[0] for question in side} for side in (known, unknown)]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 20

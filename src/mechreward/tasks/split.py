@@ -1,8 +1,8 @@
 """KNOWN and UNKNOWN questions: features are found and policies trained on the first, judged on the second.
 
 The split is by question and seeded: questions are ordered by a hash of seed and prompt, and the first share is KNOWN.
-It depends on the set of questions and not on their order, and questions with the same prompt (whatever their ids) stay
-on one side, so that nothing judged has been seen.
+It depends on the set of questions and not on their order, and questions with the same prompt (whatever their ids,
+capitals and spaces) stay on one side, so that nothing judged has been seen. Rephrasings are not recognised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _COLUMNS = ("id", "prompt", "answer", "solution", "split")
 
 
 class QuestionSplit(NamedTuple):
-    """The two sides; no prompt is on both."""
+    """The two sides; no prompt is on both, nor one that differs in capitals and spaces alone."""
 
     known: list[Question]
     unknown: list[Question]
@@ -38,8 +38,14 @@ def split_questions(questions: Sequence[Question], known: float = 0.5, seed: int
     check_unique_ids(questions)
     by_prompt: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        by_prompt[question.prompt].append(question)
-    hashed = sorted(by_prompt, key=lambda prompt: sha256_bytes(f"{seed}\n{prompt}".encode()))
+        by_prompt["".join(question.prompt.casefold().split())].append(question)
+
+    def place(prompt: str) -> str:
+        # Of the prompt as it is written: the first, where there are several ways.
+        written = min(question.prompt for question in by_prompt[prompt])
+        return sha256_bytes(f"{seed}\n{written}".encode())
+
+    hashed = sorted(by_prompt, key=place)
     target = round(known * len(questions))
     sides = QuestionSplit([], [])
     for prompt in hashed:
