@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from mechreward.errors import InputError
 
@@ -84,7 +85,11 @@ def _of_its_type(kind: type[Settings], name: str, value: object) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, (name, *first["loc"])))
-        raise InputError(f"{field}: {first['input']!r} is not allowed ({first['msg']})") from error
+        raise InputError(_not_allowed(field, first)) from error
+
+
+def _not_allowed(field: str, complaint: ErrorDetails) -> str:
+    return f"{field}: {complaint['input']!r} is not allowed ({complaint['msg']})"
 
 
 def _no_such(kind: type[Settings], field: object) -> str:
@@ -101,4 +106,4 @@ def _first_error(kind: type[Settings], error: ValidationError) -> str:
         return f"{field}: is needed and was not given"
     if not field:  # a rule about several fields names them itself
         return str(first["ctx"]["error"])
-    return f"{field}: {first['input']!r} is not allowed ({first['msg']})"
+    return _not_allowed(field, first)

@@ -48,9 +48,8 @@ class _OneTypeLayer(StaticLayer):
         return super().update(key_states.to(value_states.dtype), value_states, *rest, **named)
 
 
-class _OneTypeSlidingWindowLayer(StaticSlidingWindowLayer):
-    def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        return super().update(key_states.to(value_states.dtype), value_states, *rest, **named)
+class _OneTypeSlidingWindowLayer(_OneTypeLayer, StaticSlidingWindowLayer):
+    pass
 
 
 _ONE_TYPE: dict[type, type] = {

@@ -144,9 +144,8 @@ def _train_figure(frame: pd.DataFrame, metric: Metric, arms: Sequence[str]) -> F
 def _step_axis(steps: pd.Series[Any], most: int) -> alt.Axis:
     """Ticks at whole numbers of steps, round ones: Vega's least tick step does not hold where its ticks are few."""
     low, high = int(steps.min()), int(steps.max())
-    size = next(
-        size for power in count() for size in (10**power, 2 * 10**power, 5 * 10**power) if high - low < most * size
-    )
+    sizes = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    size = next(size for size in sizes if high - low < most * size)
     return alt.Axis(values=list(range(-(-low // size) * size, high + 1, size)), format="d")
 
 

@@ -167,9 +167,11 @@ class MechRewardGRPOTrainer(GRPOTrainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **named: Any
     ) -> Any:
         tapping: AbstractContextManager[None] = nullcontext()
-        options: Any = self.args
-        policy = self.accelerator.unwrap_model(self.model)
-        reader = reader_of(model, policy, self.ref_model, options.sync_ref_model) if self._tap.open else None
+        reader: Reader | None = None
+        if self._tap.open:
+            options: Any = self.args
+            policy = self.accelerator.unwrap_model(self.model)
+            reader = reader_of(model, policy, self.ref_model, options.sync_ref_model)
         if reader == self.dense.reader and self._trust.allows(model):
             tapping = self._tap.catching(reader, model, attention_mask, logits_to_keep)
         with tapping:
