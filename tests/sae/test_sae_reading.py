@@ -183,8 +183,20 @@ def test_only_what_counts_leave_open_is_ranked_exactly(monkeypatch: pytest.Monke
     assert (sae.read(h, [0, 1]) > 0).sum(0).tolist() == [10, 1]
     asked, near = work.settled
     assert len(asked) == 18 and set(asked) == {(row, feature) for row, _ in asked for feature in (0, 1)}
-    # Each of the pairs met both: itself, and the one it ties with.
-    assert len(near) == 36 and {feature for _, feature in near} == {0, 1}
+    # Each of the pairs met both, itself and the one it ties with; what both met was computed once.
+    assert sorted(near) == sorted(asked)
+
+
+def test_what_is_near_several_chosen_features_is_computed_once_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All features of a token tie, and every chosen one meets all of them: 40 x 20 x 40 pairs, of 40 x 40 products.
+    g = torch.Generator().manual_seed(0)
+    W_enc_DF = torch.randn(D, 1, generator=g).abs().expand(D, F)
+    sae = SAE("topk", W_enc_DF, torch.zeros(F), torch.randn(F, D, generator=g), torch.zeros(D), META, k=5)
+    sae = replace(sae, apply_b_dec_to_input=False)
+    work = Work(monkeypatch)
+    assert_reads_as_encoded(sae, torch.rand(40, D, generator=g), list(range(0, F, 2)))
+    asked, near = work.settled
+    assert (len(asked), len(near)) == (40 * 20, 40 * F)
 
 
 def test_half_precision_counts_leave_little_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,10 @@ def _settled(
         row_B, value_B1, apart_B1 = row_P[pairs], act_P[pairs, None], chosen.apart_N[row_P[pairs], None]
         above_BF = pre_SF[row_B] > (value_B1 + apart_B1) / unit
         pair, near = ((pre_SF[row_B] >= (value_B1 - apart_B1) / unit) & ~above_BF).nonzero(as_tuple=True)
-        other, own = _exact(encoder, x_SD, row_B[pair], near), value_B1[pair, 0]
+        # What is near one chosen feature of a token is often near its others: each is computed once a token.
+        place_Q, found = (row_B[pair] * encoder.n_features + near).unique(return_inverse=True)
+        exact_Q = _exact(encoder, x_SD, place_Q // encoder.n_features, place_Q % encoder.n_features)
+        other, own = exact_Q[found], value_B1[pair, 0]
         ahead = (other > own) | ((other == own) & (near < id_P[pairs][pair]))
         rank_B = above_BF.sum(-1) + torch.bincount(pair[ahead], minlength=len(pairs))
         act_P[pairs[rank_B >= encoder.k]] = 0.0
