@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechreward.sae.precision import is_plain, plain_float32
+from mechreward.sae.precision import is_plain, plain_float32, stays_plain
 
 MATMUL = torch.backends.cuda.matmul
 # One process a setting: torch's two ways leave traces in each other. The last line sets what a backend without a
@@ -84,6 +84,54 @@ def test_whichever_way_a_trainer_says_it(setting: str, before: list[str], plain:
     assert report["tf32 inside"] is False
     # What followed the setting for all still does; what had one of its own keeps it.
     assert report["later"] == later
+
+
+# Two readers at once, of which the first goes first.
+THREADS = """
+import json, torch
+from threading import Event, Thread
+from mechreward.sae.precision import plain_float32
+
+cpu, backends = torch.device("cpu"), torch.backends
+said = lambda: [torch.get_float32_matmul_precision(), backends.cuda.matmul.fp32_precision,
+                backends.mkldnn.matmul.fp32_precision, backends.cuda.matmul.allow_fp16_reduced_precision_reduction]
+torch.set_float32_matmul_precision("high")
+report, second_is_in, first_is_out = {"before": said()}, Event(), Event()
+
+def first():
+    with plain_float32(cpu):
+        second_is_in.wait(10)
+    first_is_out.set()
+
+def second():
+    with plain_float32(cpu):
+        second_is_in.set()
+        first_is_out.wait(10)
+        report["alone"] = said()
+
+threads = Thread(target=first), Thread(target=second)
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+report["after"] = said()
+print(json.dumps(report))
+"""
+
+
+def test_threads_that_read_at_once_neither_lose_the_precision_nor_leave_it_behind() -> None:
+    run = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["alone"] == ["highest", "ieee", "ieee", False]
+    assert report["before"] == report["after"] == ["high", "tf32", "tf32", True]
+
+
+def test_what_is_plain_only_while_somebody_reads_does_not_stay_so() -> None:
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        assert stays_plain(cpu)
+        with plain_float32(cpu):
+            assert is_plain(cpu) and not stays_plain(cpu)
+        assert stays_plain(cpu)
 
 
 @pytest.fixture

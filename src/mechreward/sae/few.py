@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechreward.sae.arithmetic import Encoder
-from mechreward.sae.precision import is_plain, plain_float32
+from mechreward.sae.precision import plain_float32, stays_plain
 
 FEW = 2**23
 """Products, N x D x F, up to which a full matrix product is faster than the staged reading, measured on a CPU."""
@@ -53,7 +53,7 @@ class FewReader:
         if not len(self.ids_K) or not fits or not 0 < h_ND.numel() * self.encoder.n_features <= FEW:
             return self.read(h_ND)
         device = self.ids_K.device
-        with nullcontext() if is_plain(device) else plain_float32(device):
+        with nullcontext() if stays_plain(device) else plain_float32(device):
             x_ND = self.inputs(h_ND.detach().to(device, torch.float32))
             acts_NK = self._plain(x_ND) if self.encoder.k is None else self._topk(x_ND, self.encoder.k)
         return self.read(h_ND) if acts_NK is None else acts_NK

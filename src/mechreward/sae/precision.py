@@ -5,12 +5,18 @@ and by the older `torch.set_float32_matmul_precision`, which writes those settin
 them. While the two contradict each other, asking for the older one is an error, here and wherever else it is asked for.
 So both are set, and both are put back. A backend that has no setting of its own follows `torch.backends.fp32_precision`
 (transformers' `tf32=True` writes only that), and does so again afterwards.
+
+The settings are the whole process's. So while several threads read at once, the first that comes writes them and the
+last that goes puts them back: one that finished earlier would let the others compute in TF32, and one that came later
+would take ours for the trainer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,14 +33,49 @@ def is_plain(device: torch.device) -> bool:
     return precise and not torch.is_grad_enabled() and not torch.is_autocast_enabled(device.type)
 
 
+def stays_plain(device: torch.device) -> bool:
+    """Whether it `is_plain`, and not only for as long as somebody is inside `plain_float32`."""
+    with _held.lock:
+        return not _held.readers and is_plain(device)
+
+
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
     """No gradient, no autocast, no TF32: a trainer's settings must not change what the gate measured.
 
     Products in float16, which `screening` counts with, are summed in float32: its bounds rest on that.
     """
-    with _whole_products(), _whole_sums(), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with _everywhere(), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
+
+
+@dataclass
+class _Held:
+    """The process's settings while they are ours."""
+
+    lock: Lock = field(default_factory=Lock)
+    readers: int = 0
+    """Contexts that are open, in all threads."""
+    put_back: ExitStack = field(default_factory=ExitStack)
+
+
+_held = _Held()
+
+
+@contextmanager
+def _everywhere() -> Iterator[None]:
+    with _held.lock:
+        if not _held.readers:
+            _held.put_back.enter_context(_whole_products())
+            _held.put_back.enter_context(_whole_sums())
+        _held.readers += 1
+    try:
+        yield
+    finally:
+        with _held.lock:
+            _held.readers -= 1
+            if not _held.readers:
+                _held.put_back.close()
 
 
 @contextmanager
