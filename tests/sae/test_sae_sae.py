@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -233,6 +235,19 @@ def test_sizes() -> None:
 def test_feature_ids_out_of_range(ids: list[int]) -> None:
     with pytest.raises(InputError, match=rf"feature_ids: {ids[-1]} is not a feature .* 0 to 3"):
         small().read(torch.zeros(1, 2), ids)
+
+
+# The public methods are typed and checked here; users' calls are not.
+@pytest.mark.parametrize("ids", [[1.7], np.array([1.0]), torch.tensor([0.5]), ["1"], [False, True, False, False]])
+def test_feature_ids_that_are_not_whole_numbers(ids: Iterable[object]) -> None:
+    with pytest.raises(InputError, match="feature_ids: .* is not a whole number"):
+        small()._feature_index(ids)
+
+
+def test_feature_ids_of_any_kind() -> None:
+    kinds = [range(1, 3), (1, 2), np.array([1, 2], np.uint8), torch.tensor([1, 2]), {1: 0, 2: 0}, (i for i in (1, 2))]
+    for ids in kinds:
+        assert small()._feature_index(ids).tolist() == [1, 2]
 
 
 def test_residuals_of_another_width() -> None:

@@ -1,9 +1,12 @@
-"""The kinds of SAE that are read, and what each must and must not have."""
+"""The kinds of SAE that are read, and what each must and must not have; ids of its features."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Iterable
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +53,22 @@ def check_fields(sae: SAE) -> None:
         for name in names:
             if (name in sae.tensors()) != (kind == sae.architecture):
                 raise InputError(f"{name}: needed by {kind} and only by it; the architecture is {sae.architecture}")
+
+
+def checked_ids(feature_ids: Iterable[Any], d_sae: int) -> list[int]:
+    """Ids of features as a list, of whichever kind they are given.
+
+    Raises:
+        InputError: if one is no whole number, or not of a feature.
+    """
+    ids = feature_ids.tolist() if isinstance(feature_ids, Tensor) else list(feature_ids)
+    for i in ids:
+        # A mask of booleans would be read as features 0 and 1, and 3.7 as feature 3.
+        if isinstance(i, bool | np.bool_) or not isinstance(i, Integral):
+            raise InputError(f"feature_ids: {i!r} is not a whole number; ids of features are, e.g. [3, 17]")
+        if not 0 <= int(i) < d_sae:
+            raise InputError(f"feature_ids: {i} is not a feature of this SAE; ids go from 0 to {d_sae - 1}")
+    return [int(i) for i in ids]
 
 
 def norm_statistics(rows: Tensor, norm: InputNorm) -> tuple[Tensor, Tensor]:

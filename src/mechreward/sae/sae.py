@@ -17,10 +17,10 @@ exactly. Under `torch.autocast` the arithmetic stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ from mechreward.errors import InputError
 from mechreward.files import sha256_bytes
 from mechreward.sae.arithmetic import Encoder
 from mechreward.sae.few import FewReader
-from mechreward.sae.kinds import Architecture, InputNorm, check_fields, norm_statistics
+from mechreward.sae.kinds import Architecture, InputNorm, check_fields, checked_ids, norm_statistics
 from mechreward.sae.precision import plain_float32
 from mechreward.sae.reading import block_tokens, blocks, input_tokens, read_topk
 
@@ -218,8 +218,8 @@ class SAE:
         Raises:
             InputError: if an id is not one of the SAE's features.
         """
-        ids = tuple(feature_ids)
-        return FewReader(lambda h_ND: self.read(h_ND, ids), self._inputs, self._encoder, self._feature_index(ids))
+        ids_K = self._feature_index(feature_ids)
+        return FewReader(partial(self.read, feature_ids=ids_K.tolist()), self._inputs, self._encoder, ids_K)
 
     def decode(self, acts: Float[Tensor, "*batch f"], h: Tensor | None = None) -> Float[Tensor, "*batch d"]:
         """Residuals rebuilt from activations: [..., F] -> [..., D] float32.
@@ -328,11 +328,8 @@ class SAE:
             rows_ND = (rows_ND - shift_N1) / divisor_N1
         return rows_ND - self.b_dec_D if self.apply_b_dec_to_input else rows_ND
 
-    def _feature_index(self, feature_ids: Sequence[int]) -> Tensor:
-        wrong = [i for i in feature_ids if not 0 <= i < self.d_sae]
-        if wrong:
-            raise InputError(f"feature_ids: {wrong[0]} is not a feature of this SAE; ids go from 0 to {self.d_sae - 1}")
-        return torch.tensor(list(feature_ids), dtype=torch.long, device=self.device)
+    def _feature_index(self, feature_ids: Iterable[Any]) -> Tensor:
+        return torch.tensor(checked_ids(feature_ids, self.d_sae), dtype=torch.long, device=self.device)
 
     @property
     def _block_tokens(self) -> int:
