@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -224,6 +225,18 @@ def test_hash_covers_everything_that_changes_a_reading() -> None:
     assert replace(sae, meta=replace(META, release="elsewhere")).weights_hash == sae.weights_hash
     # Written down once: packs store this number, so it must not move between versions or machines.
     assert sae.weights_hash == "8fb498011c15057a82bead6a969288ae32d3fe83c3eae963eb18f3a8bdfac168"
+
+
+def test_pickled_after_use_it_carries_its_weights_once() -> None:
+    sae = random_sae("topk", d=64, f=512, seed=1)
+    sae = sae.calibrated(torch.randn(9, 64))
+    fresh = len(pickle.dumps(sae))
+    h = torch.randn(5, 64)
+    wanted, hash_ = sae.read(h, [3, 5]), sae.weights_hash
+    again = pickle.loads(pickle.dumps(sae))
+    assert len(pickle.dumps(sae)) < fresh + 1000
+    assert torch.equal(again.read(h, [3, 5]), wanted) and again.weights_hash == hash_
+    assert again._encoder.W_FD.data_ptr() == again.W_enc_DF.data_ptr()
 
 
 def test_sizes() -> None:

@@ -96,6 +96,10 @@ class SAE:
             object.__setattr__(self, name, stored)
         check_fields(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made from the weights: pickled beside them, the encoder would be a second copy of them."""
+        return {name: part for name, part in vars(self).items() if name not in ("_encoder", "_order_F")}
+
     @property
     def d_model(self) -> int:
         """Width D of the residuals it reads."""
