@@ -151,6 +151,28 @@ def test_hooks_of_folders_older_than_version_6(keys: dict[str, Any], message: st
         load_sae(before_6(tmp_path, **keys), layer=7)
 
 
+@pytest.mark.parametrize("norm", [{}, {"normalize_activations": None}, {"normalize_activations": False}])
+def test_what_says_nothing_in_folders_older_than_version_6(norm: dict[str, Any], tmp_path: Path) -> None:
+    import sae_lens
+
+    before_6(tmp_path, **LATER, **norm)
+    weights_file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(weights_file), "scaling_factor": torch.ones(F)}, weights_file)
+    sae, lens = load_sae(tmp_path), sae_lens.SAE.load_from_disk(tmp_path)
+    h = torch.randn(40, D)
+    torch.testing.assert_close(sae.encode(h), lens.encode(h), rtol=1e-6, atol=1e-6)
+
+
+def test_what_says_something_in_folders_older_than_version_6(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'expected_average_only_in' is not one of .* its scale is not in the file"):
+        load_sae(before_6(tmp_path, **LATER, normalize_activations=True))
+    before_6(tmp_path, **LATER)
+    weights_file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(weights_file), "scaling_factor": torch.full((F,), 2.0)}, weights_file)
+    with pytest.raises(InputError, match="the tensor 'scaling_factor' does not belong"):
+        load_sae(tmp_path)
+
+
 CENTERED = {"hook_name": "blocks.8.hook_resid_pre", "model_from_pretrained_kwargs": {"center_writing_weights": True}}
 
 
