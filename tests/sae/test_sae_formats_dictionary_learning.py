@@ -130,6 +130,7 @@ def test_a_trainer_fed_by_a_plain_iterator_writes_no_buffer(tmp_path: Path) -> N
         ("JumpReluAutoEncoder", {"dict_size": F + 1}, r"W_enc: shape \(6, 16\) in .* is not \(6, 17\)"),
         ("AutoEncoder", {"layer": None}, "layer: .* does not say which decoder block it reads"),
         ("AutoEncoder", {"submodule_name": "mlp_out_layer_12"}, "submodule_name: 'mlp_out_layer_12' in .* is not"),
+        ("AutoEncoder", {"submodule_name": "attention_out_layer_12"}, "'attention_out_layer_12' in .* is not"),
         ("AutoEncoder", {"submodule_name": "resid_pre"}, "submodule_name: 'resid_pre'"),
     ],
 )

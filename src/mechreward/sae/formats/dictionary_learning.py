@@ -126,8 +126,8 @@ def _k(trainer: Mapping[str, Any], state: Mapping[str, Any], source: Path) -> in
 
 
 def _metadata(trainer: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    place = trainer.get("submodule_name") or ""
-    if any(other in place for other in ("mlp", "attn", "resid_pre", "resid_mid")):
+    place = str(trainer.get("submodule_name") or "")
+    if any(other in place for other in ("mlp", "attn", "attention", "resid_pre", "resid_mid")):
         raise InputError(f"submodule_name: {place!r} in {source} is not the output of a decoder block (resid_post)")
     metadata: dict[str, Any] = {}
     if isinstance(trainer.get("layer"), int):
