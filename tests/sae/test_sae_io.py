@@ -333,12 +333,24 @@ def edit(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
         ({"metadata": {"hook_name": "blocks.2.hook_mlp_out"}}, "hook_name: 'blocks.2.hook_mlp_out'"),
         ({"metadata": {"layer": 3}}, "metadata.layer: 3 does not agree with hook_name 'model.layers.2'"),
         ({"metadata": {"hook_head_index": 1}}, "metadata.hook_head_index"),
+        ({"metadata": {"hook_name": 3}}, "metadata.hook_name: 3 in .* is not a name"),
+        ({"metadata": {"model_name": ["gpt2"]}}, r"metadata.model_name: \['gpt2'\] in .* is not a name"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input: 'false' in cfg.json is neither true nor false"),
+        ({"rescale_acts_by_decoder_norm": 1}, "rescale_acts_by_decoder_norm: 1 in cfg.json is neither true nor false"),
     ],
 )
 def test_wrong_configurations(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     save_sae(ours(), tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(InputError, match=message):
+        load_sae(tmp_path)
+
+
+def test_metadata_that_are_none(tmp_path: Path) -> None:
+    save_sae(ours(), tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**cfg, "metadata": "x"}))
+    with pytest.raises(InputError, match="metadata: 'x' in .* is not an object"):
         load_sae(tmp_path)
 
 

@@ -97,8 +97,9 @@ def sae_from_parts(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], *, rel
         W_dec_FD=tensors["W_dec"],
         b_dec_D=tensors["b_dec"],
         k=_size(cfg, "k") if architecture == "topk" else None,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
-        rescale_acts_by_decoder_norm=architecture == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        apply_b_dec_to_input=_flag(cfg, "apply_b_dec_to_input", default=True),
+        rescale_acts_by_decoder_norm=architecture == "topk"
+        and _flag(cfg, "rescale_acts_by_decoder_norm", default=False),
         input_norm=_input_norm(cfg.get("normalize_activations", "none"), metadata),
         meta=_meta(metadata, release, sae_id),
         **rest,
@@ -169,6 +170,12 @@ def _size(cfg: Mapping[str, Any], key: str) -> int:
     if type(cfg[key]) is not int or cfg[key] < 1:
         raise InputError(f"{key}: {cfg[key]!r} in {CONFIG} is not a whole number of at least 1")
     return cfg[key]
+
+
+def _flag(cfg: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    if not isinstance(found := cfg.get(key, default), bool):
+        raise InputError(f"{key}: {found!r} in {CONFIG} is neither true nor false")
+    return found
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], names: list[str], d: int, f: int) -> None:

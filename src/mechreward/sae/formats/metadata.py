@@ -66,7 +66,7 @@ def complete(cfg: Mapping[str, Any], given: Given, source: str | Path) -> dict[s
     Raises:
         InputError: if neither says what is needed, or the two do not agree on layer or k.
     """
-    metadata = dict(cfg.get("metadata") or {})
+    metadata = _said(cfg.get("metadata") or {}, source)
     metadata["hook_name"] = _hook(metadata.get("hook_name"), given.layer, source)
     metadata["model_name"] = _model(metadata.get("model_name"), given.model_name, source)
     whole = {**cfg, "metadata": metadata}
@@ -82,6 +82,15 @@ def part_of_path(path: Path, pattern: str) -> re.Match[str] | None:
     # Not resolved: files in the hub's cache are links to names that say nothing.
     found = (re.search(pattern, part) for part in reversed(path.absolute().parts))
     return next((match for match in found if match), None)
+
+
+def _said(metadata: Any, source: str | Path) -> dict[str, Any]:
+    if not isinstance(metadata, Mapping):
+        raise InputError(f"metadata: {metadata!r} in {source} is not an object of keys and values")
+    for key in ("hook_name", "model_name"):
+        if not isinstance(metadata.get(key) or "", str):
+            raise InputError(f"metadata.{key}: {metadata[key]!r} in {source} is not a name")
+    return dict(metadata)
 
 
 def _hook(said: str | None, layer: int | None, source: str | Path) -> str:
