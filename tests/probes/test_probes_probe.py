@@ -104,6 +104,7 @@ def test_from_sklearn_gives_its_log_odds() -> None:
         ({"pooling": "attention", "query": torch.ones(3)}, "query: has 3 entries"),
         ({"bias": math.nan}, "holds NaN or infinity"),
         ({"weight": torch.tensor([math.inf, 0.0])}, "holds NaN or infinity"),
+        ({"pooling": "attention", "query": torch.tensor([math.nan, 0.0])}, "holds NaN or infinity"),
     ],
 )
 def test_bad_probes(fields, message) -> None:

@@ -129,7 +129,8 @@ class LinearProbe:
             raise InputError(f"query: pooling {self.pooling!r} {needs}; attention alone has one")
         if self.query is not None and len(self.query) != self.d_model:
             raise InputError(f"query: has {len(self.query)} entries, but d_model is {self.d_model}")
-        numbers = [self.bias, self.slope, self.intercept, float(self.weight.sum())]
+        query = 0.0 if self.query is None else float(self.query.sum())
+        numbers = [self.bias, self.slope, self.intercept, float(self.weight.sum()), query]
         if not all(map(isfinite, numbers)):
             raise InputError(f"probe: {self.name} holds NaN or infinity; all its numbers must be finite")
 
