@@ -89,15 +89,19 @@ def train_linear_probe(
         penalty: scikit-learn's C, over 0; the smaller the stronger.
 
     Raises:
-        InputError: shapes that do not fit, NaN or infinite states, labels of one class, too few groups, or an answer
-            without tokens.
+        InputError: shapes that do not fit, NaN or infinite states, labels that are not true or false or of one class,
+            too few groups or folds, a penalty that is not above 0, or an answer without tokens.
     """
     h_NTD = hidden_states[:, None] if hidden_states.ndim == 2 else hidden_states
     h_NTD = h_NTD.detach().float().cpu()
     mask_NT = torch.ones(h_NTD.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
-    right_N = np.asarray(labels, dtype=bool)
+    right_N = _labels(labels)
     names = np.arange(len(right_N)).astype(str) if groups is None else np.asarray(groups, dtype=str)
-    _check(h_NTD, mask_NT, right_N, names, penalty)
+    _check(h_NTD, mask_NT, right_N, names)
+    if not penalty > 0:
+        raise InputError(f"penalty: {penalty} must be above 0")
+    if folds < 2:
+        raise InputError(f"folds: {folds} is not at least 2; held-out numbers need another part to train on")
 
     def fit(rows: NDArray[Any]) -> LinearProbe:
         fitter = _fit_attention if pooling == "attention" else _fit_tokens
@@ -209,6 +213,14 @@ def _fit_attention(
     return LinearProbe(weight_D, shift, len(weight_D), pooling=pooling, query=query_D)
 
 
+def _labels(labels: ArrayLike) -> NDArray[Any]:
+    """As booleans. None, NaN and text all would be taken for one of the two."""
+    given_N = np.asarray(labels)
+    if given_N.ndim != 1 or not all(label in (0, 1) for label in given_N.tolist()):
+        raise InputError("labels: must be a list of true and false, one an answer; verify answers without a verdict")
+    return given_N.astype(bool)
+
+
 def _folds(folds: int, seed: int, names: NDArray[Any]) -> Any:
     count = min(folds, len(set(names)))
     return GroupKFold(count, shuffle=True, random_state=seed).split(names, groups=names)
@@ -219,7 +231,6 @@ def _check(
     mask_NT: Bool[Tensor, "n t"],
     right_N: NDArray[Any],
     names: NDArray[Any],
-    penalty: float,
 ) -> None:
     if not len(h_NTD) == len(right_N) == len(names) or mask_NT.shape != h_NTD.shape[:2]:
         shapes = f"{tuple(h_NTD.shape)}, {len(right_N)} labels, {len(names)} groups, mask {tuple(mask_NT.shape)}"
@@ -232,5 +243,3 @@ def _check(
         raise InputError(f"labels: all {len(right_N)} are of one class; a probe needs both")
     if len(set(names)) < MIN_GROUPS:
         raise InputError(f"groups: {len(set(names))} is too few; held-out numbers need at least {MIN_GROUPS}")
-    if penalty <= 0:
-        raise InputError(f"penalty: {penalty} must be above 0")
