@@ -237,6 +237,22 @@ def test_sae_check_on_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert (code, record["n_tokens"], list(record["fvu_by_layer"])) == (0, 78, ["0", "1", "2", "3", "4"])
 
 
+def test_sae_check_of_a_file_that_says_neither_layer_nor_k(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from mechreward.tiny import SAE_FOLDER
+
+    own = load_file(SAE_FOLDER / "sae_weights.safetensors")
+    torch.save({**own, "d_model": own["b_dec"].numel()}, tmp_path / "sae_final.pt")
+    ask = ("sae", "check", str(tmp_path), "--questions", "tiny:easy", "--limit", "6", "--max-new-tokens", "48")
+    code, _, error = run(capsys, *ask, "--k", "16")
+    assert code == 2 and "say it with layer=" in error
+    k = str(json.loads((SAE_FOLDER / "cfg.json").read_text())["k"])
+    code, said, _ = run(capsys, *ask, "--layer", "2", "--k", k)
+    assert (code, "no finding" in said) == (0, True)
+
+
 def test_sae_check_of_an_sae_of_another_width(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torch
 

@@ -36,7 +36,7 @@ def check(arguments: list[str], prog: str) -> int:
 
     if (settings.questions is None) == (settings.text is None):
         raise InputError("questions: give either --questions or --text, for the model to have something to read")
-    sae = load_sae(settings.sae, settings.sae_id, device=settings.device)
+    sae = load_sae(settings.sae, settings.sae_id, device=settings.device, layer=settings.layer, k=settings.k)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )

@@ -55,6 +55,10 @@ class CheckSettings(AskSettings):
     """A folder or file on disk, or a SAE Lens release; may stand first, without the flag."""
     sae_id: str | None = None
     """Which SAE of a release."""
+    layer: Whole | None = None
+    """The block it reads, where its file does not say."""
+    k: Count | None = None
+    """Active features a token, where a TopK SAE's file does not say."""
     text: str | None = None
     """Text to read instead of questions and answers: a .txt, .jsonl, .csv or .parquet file, or a dataset id."""
     text_column: str = "text"
