@@ -11,7 +11,7 @@ from rich.table import Table
 from mechreward.cli.terminal import console, print_path
 from mechreward.errors import named
 
-EXTRAS = {"sae-lens": "sae", "gguf": "gguf", "reasoning-gym": "tasks"}
+EXTRAS = {"sae-lens": "sae", "gguf": "gguf", "reasoning-gym": "tasks", "fastapi": "serve"}
 
 
 def report(run: tyro.conf.Positional[Path]) -> int:

@@ -16,6 +16,7 @@ from mechreward.cli.eval import evaluate
 from mechreward.cli.gate import gate
 from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.redteam import redteam
+from mechreward.cli.serve import serve
 from mechreward.cli.terminal import console, plain_warnings
 from mechreward.errors import InputError
 
@@ -26,6 +27,7 @@ VERBS = {
     "gate": "does a pack tell right from wrong answers to held-out questions? Exit code 1 unless it passes",
     "eval": "accuracy on questions; with --fuzz, does it and a pack's signal survive another wording?",
     "redteam": "which hacks does a reward pay, and does a model hack, before and after training?",
+    "serve": "a pack's rewards over HTTP, for verl and OpenRLHF",
     "report": "write the report of a run directory anew",
     "sae": "train, check, layers, info: sparse autoencoders",
     "pack": "list, show, validate, schema: feature packs",
@@ -85,6 +87,8 @@ def _dispatch(arguments: list[str]) -> int:
         return evaluate(rest, "mechreward eval")
     if verb == "redteam":
         return redteam(rest, "mechreward redteam")
+    if verb == "serve":
+        return serve(rest, "mechreward serve")
     if verb in GROUPS:
         return _run(GROUPS[verb], rest, f"mechreward {verb}")
     if verb in COMMANDS:
