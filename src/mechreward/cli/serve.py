@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -84,7 +85,8 @@ def _serve(scorer: Scorer, settings: ServeSettings, token: str | None, listening
     console.print(f"serving [bold]{escape(scorer.reward.name)}[/] (spec {scorer.reward.spec_hash[:12]})")
     console.print(f"MECHREWARD_URL=http://{host}:{port}", soft_wrap=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    server.run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # how uvicorn hands on the Ctrl-C that it ended by
+        server.run(sockets=[listening])
 
 
 def _token(settings: ServeSettings) -> str | None:

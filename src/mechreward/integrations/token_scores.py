@@ -35,10 +35,10 @@ def pack_row(outcome: float, token_rewards: Sequence[float | None], mask: Sequen
     trained = [place for place, on in enumerate(mask) if on]
     if not trained:
         raise InputError("mask: no token is trained on; there is none to carry the outcome")
-    row_T = torch.zeros(len(mask))
-    for place in trained[:-1]:
-        value = token_rewards[place]
-        row_T[place] = -0.0 if value is None else value * UNIT + 0.0
+    values_T = torch.tensor([0.0 if value is None else value for value in token_rewards])
+    missing_T = torch.tensor([value is None for value in token_rewards])
+    carried_T = (values_T * UNIT + 0.0).masked_fill(missing_T, -0.0)  # + 0.0: a reward of minus zero is one of zero
+    row_T = carried_T.where(torch.tensor(mask) == 1, 0.0)
     row_T[trained[-1]] = outcome
     return row_T
 
