@@ -211,3 +211,35 @@ def test_the_hash_of_a_tokenizer_knows_its_ids(char_tokenizer) -> None:
             return {**vocabulary, first: vocabulary[second], second: vocabulary[first]}
 
     assert tokenizer_hash(Other()) != tokenizer_hash(char_tokenizer)
+
+
+def test_an_answer_that_cannot_be_judged_is_worth_nothing_known(reward, tiny_llama, char_tokenizer) -> None:
+    scorer = Scorer(reward, tiny_llama, char_tokenizer, verifier=lambda *_: None)
+    [score] = scorer.score(scorer.read([Row(prompt="2+2=", completion="4", answer="4")]))
+    assert score.score is None and score.outcome is None and score.features is not None
+
+
+def test_a_token_of_massive_norm_is_null_and_not_counted(reward, tiny_llama, char_tokenizer, monkeypatch) -> None:
+    def without_second(_: FeatureReward, __: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        return mask_BT & (torch.arange(mask_BT.shape[1]) != 1)
+
+    monkeypatch.setattr(FeatureReward, "readable", without_second)
+    scorer = Scorer(reward, tiny_llama, char_tokenizer)
+    [score] = scorer.score(scorer.read([Row(prompt_ids=PROMPT, completion_ids=COMPLETION)]))
+    tokens = by_hand(reward, tiny_llama, PROMPT, COMPLETION)
+    assert score.token_rewards[1] is None and tokens[1] != 0
+    rest = [value for place, value in enumerate(tokens) if place != 1]
+    assert [value for value in score.token_rewards if value is not None] == pytest.approx(rest, abs=1e-5)
+    assert score.features == pytest.approx(sum(rest) / len(rest), abs=1e-5)
+
+
+def test_step_ends_are_found_in_what_was_sampled(reward, tiny_llama, char_tokenizer) -> None:
+    steps = FeatureReward(reward.pack, reward.sae, aggregation="step_end")
+    scorer = Scorer(steps, tiny_llama, char_tokenizer)
+    ids = char_tokenizer("ab\ncd\nef", add_special_tokens=False)["input_ids"]
+    ends = [place for place, token in enumerate(ids) if "\n" in char_tokenizer.decode([token])] + [len(ids) - 1]
+    assert len(ends) == 3
+    tokens = by_hand(reward, tiny_llama, PROMPT, ids)
+    [score] = scorer.score(scorer.read([Row(prompt_ids=PROMPT, completion_ids=ids)]))
+    assert score.features == pytest.approx(sum(tokens[place] for place in ends) / 3, abs=1e-5)
+    assert abs(score.features - sum(tokens) / len(tokens)) > 1e-3
