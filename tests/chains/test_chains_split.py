@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +96,9 @@ def test_numbers_and_abbreviations_are_never_cut(text: str) -> None:
 def test_a_long_text_takes_no_long_time() -> None:
     hostile = "\\[ $ \\( `" * 3000
     assert len(split_steps(hostile)) >= 1
+    started = time.process_time()
+    assert split_steps("." * 60_000 + "! So it is") == ["." * 60_000 + "!", " So it is"]
+    assert time.process_time() - started < 5  # a minute where every mark begins a search of its own
 
 
 @pytest.mark.parametrize(("opened", "closed"), [("\\[", "\\]"), ("\\(", "\\)"), ("$$", "$$"), ("$", "$")])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechreward.chains import decompose, step_of, token_ends
+from mechreward.chains import Step, decompose, step_of, token_ends
 from mechreward.errors import InputError
 from mechreward.features.steps import step_ends
 from mechreward.tiny.world import label_chain, write_chain
@@ -48,6 +48,7 @@ def check_cover(tokenizer, ids: list[int]) -> None:
     for step in steps:
         assert step.text == text[step.char_start : step.char_end]
         assert step.token_start < step.token_end
+        assert step.text.strip()
         assert step.char_end == ends[step.token_end - 1]
 
 
@@ -63,6 +64,20 @@ def test_a_boundary_inside_a_token_moves_to_its_end(tokenizers) -> None:
         "ab. c",
         "ee. f",
     ]  # no empty step after the last token
+
+
+@pytest.mark.parametrize("last", ["b. c", "。c"])
+def test_what_is_behind_the_token_a_boundary_falls_into_is_no_step_without_text(tokenizers, last: str) -> None:
+    bare = tokenizers["bytes"]
+    tokenizer = type(bare)(tokenizer_object=bare.backend_tokenizer, eos_token="<|end|>")
+    tokenizer.add_tokens([last])
+    ids = tokenizer(f"a{last}", add_special_tokens=False)["input_ids"]
+    for behind in ("<|end|>", " <|end|>", " \n"):
+        whole = ids + tokenizer(behind, add_special_tokens=False)["input_ids"]
+        text = f"a{last}" + behind.removesuffix("<|end|>")
+        assert decompose(tokenizer, whole) == [Step(text, 0, len(text), 0, len(whole))]
+    further = ids + tokenizer("\nd", add_special_tokens=False)["input_ids"]
+    assert [step.text for step in decompose(tokenizer, further)] == [f"a{last}\n", "d"]
 
 
 def test_chains_are_split_as_they_were_generated(sampled) -> None:

@@ -47,8 +47,9 @@ _PROTECTED = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _LINE_END = re.compile(r"\n\s*\n|\n|(?=\\item\b)")
-# A sentence that ends its line is ended by the line break.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"')\]}*_”’»]*(?=[^\S\n]+\S)|[。！？]+[」』”）]*(?!\s*\n)")
+# A sentence that ends its line is ended by the line break. A run of marks is tried from its first alone: a response of
+# nothing but dots would take quadratic time.
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"')\]}*_”’»]*(?=[^\S\n]+\S)|[。！？]+[」』”）]*(?!\s*\n)")
 _LAST_WORD = re.compile(r"(?:(?P<before>\S+)\s+)?[(\[\"'“*_]*(?P<word>\S*)\.[\"')\]}*_”’»]*\Z")
 _COUNTER = re.compile(r"[\s#>*_]*(?:(?:step|part|case)\s+)?\(?(?:\d{1,3}|[a-h]|[ivx]+)\)?[.][*_]*", re.IGNORECASE)
 

@@ -1,8 +1,9 @@
 """A response as steps with exact character and token spans, and the pieces of a long one.
 
 Step boundaries come from the text (`split.py`), tokens from the ids (`spans.py`). A step is made of whole tokens: a
-boundary that falls inside a token moves to that token's end. Tokens that wrote nothing (special tokens, the first bytes
-of a character) belong to the step of what is written next, those at the end (EOS) to the last.
+boundary that falls inside a token moves to that token's end, or is none if a step would then have no text. Tokens that
+wrote nothing (special tokens, the first bytes of a character) belong to the step of what is written next, those at the
+end (EOS) to the last.
 
 `mechreward.features.steps` knows a second, narrower way: a step ends at a token whose own text contains a given mark.
 It asks nothing but each id's own text, which is what a trainer can afford on every batch, and it is what credit `step`
@@ -50,7 +51,14 @@ def decompose(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[int])
     if not text.strip():
         raise InputError(f"completion_ids: {len(completion_ids)} tokens hold no text; a chain has at least one step")
     begins = [0, *ends]  # token t starts at begins[t]; one more than there are tokens
-    firsts = sorted({bisect_left(begins, place) for place in step_starts(text)} - {len(ends)})
+    firsts, written = [0], len(text.rstrip())
+    for place in step_starts(text)[1:]:
+        first = bisect_left(begins, place)
+        if begins[first] >= written:  # moved to the end of a token behind which there is no text
+            break
+        if not text[begins[firsts[-1]] : begins[first]].strip():  # moved as far as what ends the next step
+            firsts.pop()
+        firsts.append(first)
     bounds = zip(firsts, [*firsts[1:], len(ends)], strict=True)
     return [Step(text[begins[a] : begins[b]], begins[a], begins[b], a, b) for a, b in bounds]
 
