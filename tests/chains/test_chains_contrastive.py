@@ -158,6 +158,15 @@ def test_nothing_to_learn_from_is_one_sentence(loaded: LoadedModel) -> None:
     adapted = LoadedModel(lora, loaded.tokenizer, "mine")
     with pytest.raises(InputError, match="^model: mine carries an adapter"), contrastive_pair(adapted, responses):
         pass
+    for damage, sentence in (
+        ({"completion_ids": ()}, "completion_ids: row 5 has no tokens"),
+        ({"completion_ids": (9,) * 255}, "completion_ids: row 5 has 257 tokens with its prompt; the model reads"),
+        ({"completion_ids": (64,)}, "completion_ids: row 5 holds token 64"),
+        ({"prompt_ids": ()}, "prompt_ids: row 5 is empty"),
+    ):
+        spoilt = [*responses[:5], replace(responses[5], **damage)]
+        with pytest.raises(InputError, match=f"^{sentence}"), contrastive_pair(loaded, spoilt):
+            pass
     assert not any(isinstance(module, nn.Dropout) and module.p for module in loaded.model.modules())
 
 

@@ -161,11 +161,26 @@ def test_bad_pairs_are_refused_before_anything_is_trained(loaded) -> None:
     refused(loaded, "that of k1 has 2 scores for 3 wrong tokens", [replace(PAIRS[1], wrong_scores=(0.1, 0.2))], "cdpo")
     refused(loaded, "that of k2 has a score outside 0 to 1", [replace(PAIRS[2], wrong_scores=(1.5, 0.0))], "cdpo")
     refused(loaded, "that of k0 has no prompt or no right response", [Pair("k0", (4,), ())])
+    # The last pair: what comes before it would be trained on.
+    long = replace(PAIRS[2], right_ids=(9,) * 251)
+    refused(loaded, "a response of k2 has 257 tokens with its prompt; the model reads at most 256", [*PAIRS, long])
+    stray = replace(PAIRS[2], prompt_ids=(0, 64))
+    refused(loaded, "that of k2 holds token 64; the model knows 0 to 63", [*PAIRS, stray])
+    wrong = {"wrong_ids": (9,) * 251, "wrong_scores": (0.5,) * 251}
+    refused(loaded, "a response of k2 has 257 tokens", [*PAIRS, replace(PAIRS[2], **wrong)], "dpo")
+    refused(loaded, "that of k0 holds token -1", [replace(PAIRS[0], wrong_ids=(-1, 4, 5, 1))], "cdpo")
     for field, value in (("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("beta", 0.0)):
         with pytest.raises(InputError, match=f"{field}: {value} is"):
             FinetuneConfig(**{field: value})
     with pytest.raises(InputError, match="lora_rank: -1"):
         FinetuneConfig(lora_rank=-1)
+
+
+def test_a_pair_may_fill_the_context_and_sft_looks_at_no_wrong_response(loaded, tiny_llama) -> None:
+    full = replace(PAIRS[0], right_ids=(9,) * 251, wrong_ids=(64,) * 300, wrong_scores=())
+    trained = finetune(loaded, [full], "sft", SPLIT, FinetuneConfig(learning_rate=LR)).model
+    start = dict(tiny_llama.named_parameters())
+    assert all(not torch.equal(value, start[name]) for name, value in trained.named_parameters() if "proj" in name)
 
 
 def response(question: str, sample: int, correct: bool) -> Response:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, SchedulerType, TrainingArguments, get_scheduler
 from trl import GRPOTrainer
 
 from mechreward.config import ImproveConfig
@@ -198,6 +198,40 @@ def test_bad_input_is_named(tmp_path, tiny_llama, char_tokenizer) -> None:
     right = OutcomeReward(lambda _p, completion: bool(completion))
     with pytest.raises(InputError, match="questions: there are none"):
         train_arm(loaded, [], [right], config(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_question_that_leaves_no_room_is_found_before_the_first_step(kind, request, tmp_path, char_tokenizer) -> None:
+    model = copy.deepcopy(request.getfixturevalue(f"tiny_{kind}"))
+    model.config.max_position_embeddings = 128
+    asked = []
+
+    def reward(completions, **_) -> list[float]:
+        asked.append(completions)
+        return [0.0] * len(completions)
+
+    fits, long = (Question(f"q{n}", "1" * n, "1") for n in (123, 124))
+    setting = config(steps=1, questions_per_step=1, max_new_tokens=5, beta=0.0)
+    loaded = LoadedModel(model, char_tokenizer, kind)
+    sentence = "^questions: q124 needs 124 prompt tokens . 5 new ones; the model reads at most 128$"
+    with pytest.raises(InputError, match=sentence):
+        train_arm(loaded, [*QUESTIONS, long], [reward], setting, tmp_path / "long")
+    assert not asked and not (tmp_path / "long").exists()
+    train_arm(loaded, [fits], [reward], setting, tmp_path / "fits")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", SchedulerType)
+def test_a_schedule_that_would_fail_once_training_begins_is_refused(kind, tmp_path) -> None:
+    optimizer = torch.optim.AdamW([torch.zeros(1)], lr=1e-5)
+    try:
+        TrainingArguments(str(tmp_path), lr_scheduler_type=kind, use_cpu=True)
+        get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=4)
+    except (TypeError, ValueError):
+        with pytest.raises(InputError, match=f"^schedule: '{kind.value}' is not one of linear, "):
+            config(schedule=kind.value)
+    else:
+        assert config(schedule=kind.value).schedule == kind
 
 
 def train_plain(folder, model, tokenizer, reward, **options):

@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, LogitsBatch, completion_logits, iter_logits
+from mechreward.models import LoadedModel, LogitsBatch, check_prompted_rows, completion_logits, iter_logits
 from mechreward.rollout import Response
 
 MLP = ("gate_proj", "up_proj", "down_proj", "fc1", "fc2", "c_fc", "mlp.c_proj", "dense_h_to_4h", "dense_4h_to_h")
@@ -102,7 +102,8 @@ def contrastive_pair(
         responses: verified; the right ones train the positive, the wrong ones the negative adapter. Score others.
 
     Raises:
-        InputError: if there is no right or no wrong response, the policy carries an adapter, or has no known MLP.
+        InputError: if there is no right or no wrong response, the policy carries an adapter, or has no known MLP; as
+            `iter_logits`.
     """
     config = config or ContrastiveConfig()
     sides = {"positive": [r for r in responses if r.correct], "negative": [r for r in responses if r.correct is False]}
@@ -111,6 +112,7 @@ def contrastive_pair(
             raise InputError(f"responses: none of {len(responses)} is {kind}; the {side} model has nothing to learn")
     if isinstance(loaded.model, PeftModel):
         raise InputError(f"model: {loaded.name} carries an adapter; merge it into the model first")
+    check_prompted_rows(loaded.model, *_ids(responses), config.batch_size)
     lora = LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=_targets(loaded.model), task_type="CAUSAL_LM"
     )

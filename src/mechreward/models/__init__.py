@@ -20,7 +20,7 @@ from mechreward.models.cache import roomy_cache, static_cache
 from mechreward.models.capture import capture_blocks
 from mechreward.models.device import find_device
 from mechreward.models.loading import LoadedModel, load_model
-from mechreward.models.logits import LogitsBatch, completion_logits, iter_logits
+from mechreward.models.logits import LogitsBatch, check_prompted_rows, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
 from mechreward.models.residuals import (
     BlocksBatch,
@@ -39,6 +39,7 @@ __all__ = [
     "ResidualBatch",
     "capture_blocks",
     "check_layer",
+    "check_prompted_rows",
     "completion_logits",
     "context_length",
     "d_model",

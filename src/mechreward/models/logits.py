@@ -50,15 +50,23 @@ def iter_logits(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_si
     Raises:
         InputError: for lists that do not match, empty rows, ids outside the vocabulary or rows longer than the context.
     """
+    check_prompted_rows(model, prompt_ids, completion_ids, batch_size)
+    return _stream(model, prompt_ids, completion_ids, batch_size)
+
+
+def check_prompted_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_size: int) -> None:
+    """Raises `InputError` as `iter_logits`."""
     check_rows(model, prompt_ids, completion_ids, batch_size)
     bare = next((row for row, prompt in enumerate(prompt_ids) if not len(prompt)), None)
     if bare is not None:
         raise InputError(f"prompt_ids: row {bare} is empty; something has to stand before the first token")
-    return _stream(model, prompt_ids, completion_ids, batch_size)
 
 
 def completion_logits(model: nn.Module, prompt_ids: Ids, completion_ids: Ids) -> LogitsBatch:
-    """One batch of `iter_logits`, in the mode the model is in and with gradients: for training on it."""
+    """One batch of `iter_logits`, in the mode the model is in and with gradients: for training on it.
+
+    Nothing is checked here; `check_prompted_rows` does it once for all rows.
+    """
     inner = unwrap(model)
     rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     ids_BS, seen_BS = pad_right(rows, inner.device)

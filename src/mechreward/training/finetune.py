@@ -30,7 +30,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel
+from mechreward.models import LoadedModel, context_length, vocabulary_size
 from mechreward.steering.pairs import Pair, check_known
 from mechreward.tasks import QuestionSplit
 from mechreward.training.run import lora_config
@@ -91,7 +91,8 @@ def finetune(
         The trained model in evaluation mode, with its LoRA adapter if it has one.
 
     Raises:
-        InputError: for no pairs, pairs that lack what the method needs, or that are not of KNOWN questions.
+        InputError: for no pairs, pairs that lack what the method needs, that the model cannot read, or that are not of
+            KNOWN questions.
     """
     config = config or FinetuneConfig()
     _check(loaded, pairs, method)
@@ -238,3 +239,18 @@ def _check(loaded: LoadedModel, pairs: Sequence[Pair], method: str) -> None:
             raise InputError(f"pairs: that of {pair.question_id} has {counts}; cdpo needs one each")
         if not all(0 <= score <= 1 for score in pair.wrong_scores):
             raise InputError(f"pairs: that of {pair.question_id} has a score outside 0 to 1; s_t is a probability")
+        _check_readable(loaded, pair, [pair.right_ids] if method == "sft" else [pair.right_ids, pair.wrong_ids])
+
+
+def _check_readable(loaded: LoadedModel, pair: Pair, sides: Sequence[Sequence[int]]) -> None:
+    context, vocabulary = context_length(loaded.model), vocabulary_size(loaded.model)
+    for side in sides:
+        ids = [*pair.prompt_ids, *side]
+        if context is not None and len(ids) > context:
+            size = f"{len(ids)} tokens with its prompt"
+            raise InputError(f"pairs: a response of {pair.question_id} has {size}; the model reads at most {context}")
+        stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
+        if stray is not None:
+            raise InputError(
+                f"pairs: that of {pair.question_id} holds token {stray}; the model knows 0 to {vocabulary - 1}"
+            )

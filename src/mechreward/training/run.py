@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import PrinterCallback, SchedulerType, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from mechreward.errors import InputError
@@ -31,6 +31,7 @@ from mechreward.files import append_row, make_folder, read_json, sha256_bytes, w
 from mechreward.hacking import DualVerifier
 from mechreward.models import LoadedModel, eval_mode
 from mechreward.reward import Reward
+from mechreward.rollout import tokenise_prompts
 from mechreward.tasks import Question
 from mechreward.training.dense import DenseConfig, split_rewards
 from mechreward.training.grpo import MechRewardGRPOTrainer
@@ -40,6 +41,10 @@ from mechreward.training.logging import EveryStep, JsonlMetrics, RolloutRecorder
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 """TRL's, which looks at the name only after the first rollouts."""
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
+"""transformers' that need no arguments of their own and no evaluations: the others fail once training begins."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class TrainConfig:
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)} must be a positive number")
-        known = {"schedule": [kind.value for kind in SchedulerType], "scale_rewards": ["group", "batch", "none"]}
+        known = {"schedule": SCHEDULES, "scale_rewards": ["group", "batch", "none"]}
         for name, names in (known | {"loss_type": LOSSES}).items():
             if getattr(self, name) not in names:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(names)}")
@@ -138,10 +143,13 @@ def train_arm(
         last good policy. The metrics then end with a row of kind `guard` that says why.
 
     Raises:
-        InputError: no questions, checkpoints of a run with other arguments in `out`, or nothing to train.
+        InputError: no questions, one that leaves no room for `config.max_new_tokens` in the model's context,
+            checkpoints of a run with other arguments in `out`, or nothing to train.
     """
     if not questions:
         raise InputError("questions: there are none; training needs at least one")
+    # Here, not when the question's turn comes: TRL reads past the context, or breaks off, in the middle of training.
+    tokenise_prompts(loaded, questions, max_new_tokens=config.max_new_tokens, chat=config.chat)
     out = make_folder(out)
     _check_same_run(out, _describe(loaded, questions, reward_funcs, config, arm, dense))
     recorder = RolloutRecorder(rollouts_path, arm, config.seed) if rollouts_path is not None else None
