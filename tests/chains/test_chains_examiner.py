@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf, nan
 
 import pytest
 
@@ -176,7 +177,25 @@ def test_bad_settings_are_one_sentence() -> None:
     ):
         with pytest.raises(InputError, match=f"^url: {re.escape(repr(url))} is no address"):
             EndpointExaminer(url, "judge")
-    with pytest.raises(InputError, match="^timeout: 0.0 is not allowed"):
-        EndpointExaminer("http://x/v1", "judge", timeout=0.0)
+    for options, sentence in (
+        ({"timeout": 0.0}, "timeout: 0.0 is not allowed"),
+        ({"timeout": inf}, "timeout: inf is not allowed"),
+        ({"max_tokens": 0}, "max_tokens: 0 is too small"),
+        ({"temperature": -0.5}, "temperature: -0.5 is not allowed"),
+        ({"temperature": nan}, "temperature: nan is not allowed"),
+    ):
+        with pytest.raises(InputError, match=f"^{sentence}"):
+            EndpointExaminer("http://x/v1", "judge", **options)
     with pytest.raises(InputError, match="^tries: 0 is too small"):
         Patience(tries=0)
+    for wait in (-1.0, inf, nan):
+        with pytest.raises(InputError, match=f"^wait: {wait} is not allowed"):
+            Patience(wait=wait)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\r", "sk-secret\n", " sk-secret", "sk-sécret", "sk secret"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str) -> None:
+    # Python's HTTP client quotes the whole header: the key came to stand in what is printed and written.
+    with pytest.raises(InputError, match="^key: holds a space, a line break") as caught:
+        EndpointExaminer("http://x/v1", "judge", key=key)
+    assert not re.search("secret|sécret", str(caught.value))

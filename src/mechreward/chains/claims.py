@@ -173,11 +173,16 @@ def _append(path: Path, claim: Claim) -> None:
 
 
 def read_verdict(answer: str) -> str:
-    """`right` or `wrong`, from the last verdict line."""
-    found = re.findall(r"^\W*VERDICT\W+(right|wrong)\b", answer, re.IGNORECASE | re.MULTILINE)
+    """`right` or `wrong`, from the last verdict line; one that names both, or the prompt's two lines again, is none."""
+    found = list(re.finditer(r"^\W*VERDICT\W+(right|wrong)\b(.*)$", answer, re.IGNORECASE | re.MULTILINE))
     if not found:
         raise ExaminerError(f"no verdict in {answer[:60]!r}")
-    return str(found[-1]).lower()
+    last, said = found[-1], found[-1][1].lower()
+    other = "right" if said == "wrong" else "wrong"
+    before = re.search(r"VERDICT\W+(right|wrong)\W*\Z", answer[: last.start()], re.IGNORECASE)
+    if re.search(rf"\b{other}\b", last[2], re.IGNORECASE) or (before and before[1].lower() == other):
+        raise ExaminerError(f"both verdicts at the end of {answer[-60:]!r}")
+    return said
 
 
 def read_questions(answer: str) -> str:

@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -103,8 +104,15 @@ class EndpointExaminer:
     def __post_init__(self) -> None:
         if not _is_address(self.url):
             raise InputError(f"url: {self.url!r} is no address; give one such as http://localhost:8000/v1")
-        if not self.timeout > 0:
-            raise InputError(f"timeout: {self.timeout} is not allowed; it must be above 0 seconds")
+        if self.key and not re.fullmatch(r"[!-~]+", self.key):
+            # The key itself is not shown: errors are printed and written to files.
+            raise InputError("key: holds a space, a line break or a letter that is not ASCII; give the key alone")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens: {self.max_tokens} is too small; it must be at least 1")
+        if not 0 <= self.temperature < inf:
+            raise InputError(f"temperature: {self.temperature} is not allowed; it must be 0 or a positive number")
+        if not 0 < self.timeout < inf:
+            raise InputError(f"timeout: {self.timeout} is not allowed; it must be above 0 seconds, and finite")
 
     def ask(self, prompt: str) -> str:
         body = {
@@ -168,6 +176,8 @@ class Patience:
     def __post_init__(self) -> None:
         if self.tries < 1:
             raise InputError(f"tries: {self.tries} is too small; it must be at least 1")
+        if not 0 <= self.wait < inf:
+            raise InputError(f"wait: {self.wait} is not allowed; it must be 0 seconds or more, and finite")
 
     def ask(self, examiner: Examiner, prompt: str, read: Callable[[str], str]) -> str:
         """What `read` makes of the answer; it raises ExaminerError for rubbish, which is asked again too.
