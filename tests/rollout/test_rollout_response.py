@@ -55,6 +55,23 @@ def test_a_missing_file_and_a_foreign_one_are_named(tmp_path: Path) -> None:
         load_responses(tmp_path / "other.parquet")
 
 
+def test_a_file_that_pandas_wrote_again_is_the_same_and_columns_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    save_responses(path, RESPONSES)
+    frame = pd.read_parquet(path)
+    frame.astype({"sample": "int32"}).to_parquet(path)
+    assert load_responses(path) == RESPONSES
+    for name, values, sentence in (
+        ("correct", ["yes", "no", "no"], "holds (large_)?string, not bool"),
+        ("sample", [0.0, 1.5, 2.0], "holds double, not int64"),
+        ("prompt_ids", ["0 5", "6", "7"], "holds (large_)?string, not list<item: int64>"),
+        ("completion_ids", [[1], None, [2]], "has 1 of 3 rows without a value; each needs one"),
+    ):
+        frame.assign(**{name: values}).to_parquet(path)
+        with pytest.raises(InputError, match=f"^responses: column {name} of .*r.parquet {sentence}$"):
+            load_responses(path)
+
+
 def test_prompts_are_told_apart_by_their_tokens() -> None:
     one, other = prompt_hashes([(1, 23)]), prompt_hashes([(12, 3)])
     assert one != other and prompt_hashes([[12, 3], (1, 23), (1, 23)]) == tuple(sorted({*one, *other}))

@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
         "reason": pa.string(),
     }
 )
+REQUIRED = SCHEMA.names[:7]
 TUPLES = ("prompt_ids", "completion_ids", "logprobs")
 HASH_DIGITS = 12
 """48 bits: among a thousand questions and a thousand others, two share one with a chance of 4 in a billion."""
@@ -75,7 +76,7 @@ def load_responses(path: str | Path) -> list[Response]:
     """Reads what `save_responses` wrote.
 
     Raises:
-        InputError: if the file is missing, is not whole, or has other columns.
+        InputError: if the file is missing, is not whole, has other columns, or one of another kind or with a gap.
     """
     if not Path(path).is_file():
         raise InputError(f"responses: there is no file {path}")
@@ -86,5 +87,18 @@ def load_responses(path: str | Path) -> list[Response]:
     lacking = [field.name for field in fields(Response) if field.name not in table.column_names]
     if lacking:
         raise InputError(f"responses: {path} has no column {lacking[0]}; it needs {', '.join(SCHEMA.names)}")
-    rows = table.select(SCHEMA.names).to_pylist()
+    rows = pa.table({field.name: _column(table, field, path) for field in SCHEMA}).to_pylist()
     return [Response(**{**row, **{name: tuple(row[name]) for name in TUPLES}}) for row in rows]
+
+
+def _column(table: pa.Table, field: pa.Field, path: str | Path) -> pa.ChunkedArray:
+    """Of the kind that `field` says: a verdict that is text would count as right, whatever it says."""
+    found = table[field.name]
+    try:
+        column = found.cast(field.type)
+    except pa.ArrowException as error:
+        raise InputError(f"responses: column {field.name} of {path} holds {found.type}, not {field.type}") from error
+    if field.name in REQUIRED and column.null_count:
+        gaps = f"{column.null_count} of {len(column)} rows without a value"
+        raise InputError(f"responses: column {field.name} of {path} has {gaps}; each needs one")
+    return column
