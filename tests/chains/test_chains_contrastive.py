@@ -136,7 +136,9 @@ def test_other_architectures_have_mlps_too(request, char_tokenizer, name: str) -
         ({"rank": 0}, "rank: 0 is too small"),
         ({"epochs": 0}, "epochs: 0 is too small"),
         ({"beta": -1.0}, "beta: -1.0 is not allowed"),
+        ({"beta": float("inf")}, "beta: inf is not allowed"),
         ({"lr": 0.0}, "lr: 0.0 is not allowed"),
+        ({"lr": float("inf")}, "lr: inf is not allowed"),
     ],
 )
 def test_bad_settings_are_one_sentence(options: dict, sentence: str) -> None:

@@ -69,6 +69,9 @@ def test_bad_input_is_one_sentence(loaded: LoadedModel) -> None:
         fit_value(loaded, [replace(responses[0], prompt_ids=()), *responses[1:]], 1)
     with pytest.raises(InputError, match="^layer: 9 is out of range; the model has blocks 0 to 3$"):
         fit_value(loaded, responses, 9)
+    for penalty in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"^penalty: {penalty} is not allowed; it must be above 0"):
+            fit_value(loaded, responses, 1, penalty=penalty)
 
 
 def test_the_probe_is_held_back_as_strongly_as_its_docstring_says(loaded: LoadedModel) -> None:

@@ -169,7 +169,9 @@ def test_bad_pairs_are_refused_before_anything_is_trained(loaded) -> None:
     wrong = {"wrong_ids": (9,) * 251, "wrong_scores": (0.5,) * 251}
     refused(loaded, "a response of k2 has 257 tokens", [*PAIRS, replace(PAIRS[2], **wrong)], "dpo")
     refused(loaded, "that of k0 holds token -1", [replace(PAIRS[0], wrong_ids=(-1, 4, 5, 1))], "cdpo")
-    for field, value in (("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("beta", 0.0)):
+    inf = float("inf")
+    options = [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("beta", 0.0), ("learning_rate", inf)]
+    for field, value in (*options, ("beta", inf), ("seed", -1), ("seed", 2**32)):
         with pytest.raises(InputError, match=f"{field}: {value} is"):
             FinetuneConfig(**{field: value})
     with pytest.raises(InputError, match="lora_rank: -1"):

@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -49,10 +50,10 @@ class ContrastiveConfig:
         for name in ("rank", "alpha", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is too small; it must be at least 1")
-        if not self.beta >= 0:
-            raise InputError(f"beta: {self.beta} is not allowed; it must be 0 or more")
-        if not self.lr > 0:
-            raise InputError(f"lr: {self.lr} is not allowed; it must be above 0")
+        if not 0 <= self.beta < inf:
+            raise InputError(f"beta: {self.beta} is not allowed; it must be 0 or more, and finite")
+        if not 0 < self.lr < inf:
+            raise InputError(f"lr: {self.lr} is not allowed; it must be above 0, and finite")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,11 @@ def fit_value(
         penalty: 1 / C of the logistic regression, on standardised states.
 
     Raises:
-        InputError: if a response is not verified, or all are right or all wrong; as `iter_residuals`.
+        InputError: if a response is not verified, all are right or all wrong, or the penalty is no positive number; as
+            `iter_residuals`.
     """
+    if not 0 < penalty < inf:
+        raise InputError(f"penalty: {penalty} is not allowed; it must be above 0, and finite")
     judged = {r.correct for r in responses}
     if judged != {True, False}:
         kinds = ", ".join(sorted(map(str, judged))) or "nothing"

@@ -1,4 +1,4 @@
-"""What the dense trainer asks of the rewards it is given, and of each batch, before anything is trained on it."""
+"""What trainers ask of a seed, and the dense one of the rewards it is given and of each batch, before it trains."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ def warn_without_kl() -> None:
         "beta: is 0, and so is regularizers.kl; the reward was validated on the starting model's answers, and nothing "
         "holds the policy near them: set GRPOConfig.beta, to 0.02 say"
     )
+
+
+def check_seed(seed: int) -> None:
+    """Raises `InputError` for a seed that NumPy, which trainers seed too, does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: {seed} is out of range; allowed are 0 to {2**32 - 1}")
 
 
 def check_batch(out: dict[str, Any], loss_mask_BT: Tensor, *, first: bool, longest: int | None) -> None:

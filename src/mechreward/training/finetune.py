@@ -14,6 +14,7 @@ skipped; with full fine-tuning the reference is a copy of the starting model, wi
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from mechreward.errors import InputError
 from mechreward.models import LoadedModel, context_length, vocabulary_size
 from mechreward.steering.pairs import Pair, check_known
 from mechreward.tasks import QuestionSplit
+from mechreward.training.checks import check_seed
 from mechreward.training.run import lora_config
 
 Method = Literal["sft", "dpo", "cdpo"]
@@ -64,10 +66,11 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)} is too small; it must be at least 1")
         for name in ("learning_rate", "beta"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0, and finite")
         if self.lora_rank < 0:
             raise InputError(f"lora_rank: {self.lora_rank} must not be negative")
+        check_seed(self.seed)
 
 
 def finetune(

@@ -33,6 +33,7 @@ from mechreward.models import LoadedModel, eval_mode
 from mechreward.reward import Reward
 from mechreward.rollout import tokenise_prompts
 from mechreward.tasks import Question
+from mechreward.training.checks import check_seed
 from mechreward.training.dense import DenseConfig, split_rewards
 from mechreward.training.grpo import MechRewardGRPOTrainer
 from mechreward.training.guard import Event, why_stopped
@@ -100,8 +101,9 @@ class TrainConfig:
                 raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.generations < 2:
             raise InputError(f"generations: {self.generations}; a group needs at least 2 completions")
-        if self.lora_rank < 0 or not self.beta >= 0:
-            raise InputError(f"lora_rank, beta: {self.lora_rank}, {self.beta} must not be negative")
+        if self.lora_rank < 0 or not 0 <= self.beta < math.inf:
+            raise InputError(f"lora_rank, beta: {self.lora_rank}, {self.beta} must be 0 or more, and finite")
+        check_seed(self.seed)
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)} must be a positive number")
