@@ -5,10 +5,12 @@ For every feature, on x = log(1 + pooled activation) and with each question's me
 
 - difference: slope of x on the label, i.e. right minus wrong, questions weighted by right * wrong / answers;
 - effect: Cohen's d, the difference over the standard deviation within question and class;
-- p_value: t test of the slope with standard errors clustered by question (`slopes`). A plain Welch test on the centred
-  values would count the centring's lost degrees of freedom as data: with two answers a question its t is sqrt(2) too
-  large. q_value: Benjamini and Hochberg (1995) over the tested features;
-- auroc, rank_z, rank_p_value, rank_q_value: Mann-Whitney within questions (`ranks`), its q values the same way;
+- p_value: the larger of two tests' of the slope (`slopes`), t with standard errors clustered by question and the slope
+  against its spread over label shuffles, and never below the least p that the answers allow (`floors`). A plain Welch
+  test on the centred values would count the centring's lost degrees of freedom as data: with two answers a question its
+  t is sqrt(2) too large. q_value: Benjamini and Hochberg (1995) over the tested features;
+- auroc, rank_z, rank_p_value, rank_q_value: Mann-Whitney within questions (`ranks`), with the same least p, and its q
+  values the same way;
 - family_p_value: chance that, with labels shuffled within questions, any feature has so large an |effect| (`shuffles`);
 - welch_t, welch_p_value: the plain test over all answers, for comparison (`classes`);
 - stability: share of half-samples of questions in which the feature is among the `top_k` of largest |effect| of the
@@ -33,6 +35,7 @@ from statsmodels.stats.multitest import multipletests
 
 from mechreward.errors import InputError
 from mechreward.features.classes import ClassSums
+from mechreward.features.floors import LeastP
 from mechreward.features.halves import HalfSums
 from mechreward.features.mixed import Array, Block, Bools, MixedQuestions
 from mechreward.features.pooling import PooledBatch
@@ -150,7 +153,7 @@ class _Sums:
     def _make(self, n_features: int) -> None:
         halves, permutations, seed = self._options
         self.slopes, self.ranks = SlopeSums(n_features), RankSums(n_features)
-        self.classes = ClassSums(n_features)
+        self.classes, self.floors = ClassSums(n_features), LeastP(n_features)
         self.halves = HalfSums(n_features, halves, seed)
         self.shuffles = LabelShuffles(n_features, permutations, seed)
 
@@ -161,13 +164,15 @@ class _Sums:
         self.slopes.add(block, *sums)
         self.halves.add(block, *sums)
         self.ranks.add(block)
+        self.floors.add(block)
         self.classes.add(block)
         self.shuffles.add(block, x_BL)
 
 
 def _frame(sums: _Sums, tested_F: Bools, top_k: int, family_p_F: Array) -> pd.DataFrame:
     slopes, ranks, classes = sums.slopes, sums.ranks, sums.classes
-    effect_F, p_F, rank_p_F = slopes.effect_F, slopes.p_values(), ranks.p_values()
+    least_F, effect_F = sums.floors.least_F, slopes.effect_F
+    p_F, rank_p_F = np.maximum(slopes.p_values(), least_F), np.maximum(ranks.p_values(), least_F)
     welch_t_F, welch_p_F = classes.welch()
     wrong_F, right_F = classes.support_2F
     frame = pd.DataFrame(
