@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mechreward.errors import InputError
 from mechreward.features.crossfit import dense_probe_scores
-from mechreward.gates import Interval, LayerSweep, ProbeScore, ScoreRow, sweep_layers
+from mechreward.gates import Interval, LayerSweep, ProbeScore, ScoreRow, sweep_layers, within_question_auroc
 from mechreward.gates.layers import (
     MIN_MIXED,
     POSITIONS,
@@ -189,16 +189,33 @@ def test_no_question_trains_its_own_probe() -> None:
 
 
 def test_the_choice_is_made_on_the_other_half() -> None:
-    """Two scores that are right on one half of the questions only: either is the wrong choice for the other half."""
-    names = [f"q{i}" for i in range(8) for _ in range(2)]
-    right = np.array([True, False] * 8)
-    halves = [test for _, test in GroupKFold(2, shuffle=True, random_state=3).split(names, groups=names)]
+    """Two states that are right on one half of the questions and noise on the other: each half is scored by the one
+    that is noise there."""
+    names = [f"q{i}" for i in range(12) for _ in range(2)]
+    right = np.array([True, False] * 12)
+    first, second = (test for _, test in GroupKFold(2, shuffle=True, random_state=3).split(names, groups=names))
     good = np.where(right, 1.0, -1.0)
-    only_first, only_second = -good, -good
-    only_first[halves[0]], only_second[halves[1]] = good[halves[0]], good[halves[1]]
-    chosen = chosen_apart([0 * good, only_first, only_second], right, names, seed=3)
-    assert chosen.tolist() == (-good).tolist()
-    assert chosen_apart([good, 2 * good], right, names, seed=3).tolist() == good.tolist()
+    on_first, on_second = np.random.default_rng(0).normal(size=(2, 24))
+    on_first[first], on_second[second] = good[first], good[second]
+    chosen = chosen_apart([0 * good[:, None], on_first[:, None], on_second[:, None]], right, names, seed=3)
+    noise = np.where(np.isin(np.arange(24), first), on_second, on_first)
+    lead, wanted = chosen[::2] - chosen[1::2], noise[::2] - noise[1::2]
+    assert (np.sign(lead) == np.sign(wanted)).all() and 0 < (wanted > 0).sum() < 12
+    # Fitted on the other half alone: states turned round there turn the scores.
+    turned = np.where(np.isin(np.arange(24), first), good, -good)
+    assert np.sign(chosen_apart([turned[:, None]], right, names, seed=3)).tolist() == (-good).tolist()
+
+
+def test_the_choice_does_not_leak_through_the_probes() -> None:
+    """Labels that mean nothing. Chosen among the table's scores, whose probes train on the other half, it is .56."""
+    values = []
+    names = [f"q{i // 6}" for i in range(72)]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        right = np.concatenate([rng.permutation([True, False] * 3) for _ in range(12)])
+        states = [rng.normal(size=(72, 8)) for _ in range(12)]
+        values.append(within_question_auroc(chosen_apart(states, right, names, seed=seed), right, names))
+    assert np.mean(values) == pytest.approx(0.5, abs=0.03)
 
 
 def test_pooled_by_hand() -> None:

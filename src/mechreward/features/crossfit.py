@@ -59,12 +59,13 @@ def dense_probe_scores(
 ) -> Array:
     """Log-odds of being right from a probe fitted on the other questions."""
     x_ND = centred(states_ND, questions)
+    return cross_fitted(lambda train, test: probe_scores(x_ND[train], right_N[train], x_ND[test]), questions, seed=seed)
 
-    def score(train: Places, test: Places) -> Array:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
-        return np.asarray(probe.fit(x_ND[train], right_N[train]).decision_function(x_ND[test]))
 
-    return cross_fitted(score, questions, seed=seed)
+def probe_scores(x_ND: Array, right_N: NDArray[np.bool_], other_MD: Array) -> Array:
+    """Log-odds [M] of other answers from a probe fitted on these; both centred within their questions."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500))
+    return np.asarray(probe.fit(x_ND, right_N).decision_function(other_MD))
 
 
 def centred(values_NV: NDArray[Any], questions: Sequence[str] | NDArray[Any]) -> Array:
