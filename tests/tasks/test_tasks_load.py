@@ -102,6 +102,18 @@ def test_csv_with_quotes_newlines_and_byte_order_mark(tmp_path: Path) -> None:
     assert load_questions(path) == [Question("q0", 'one,\n"two"?', "3")]
 
 
+def test_a_csv_column_without_a_name_is_a_column(tmp_path: Path) -> None:
+    # As pandas writes its index.
+    path = csv(tmp_path / "a.csv", ",question,answer\n0,1 + 1?,2\n1,2 + 2?,4\n")
+    assert load_questions(path) == LOADED[:2]
+
+
+def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    assert load_questions("~/a.jsonl") == LOADED
+
+
 def test_blank_lines_are_skipped_and_lines_still_counted_as_an_editor_does(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", ["", ROWS[0], " ", {"question": "x", "answer": ""}])
     assert load_questions(path, limit=1) == LOADED[:1]
@@ -179,6 +191,17 @@ def test_hugging_face_dataset_folder(tmp_path: Path) -> None:
     assert sentence.startswith(f"source: '{folder}' (split 'dev') cannot be loaded as a Hugging Face dataset (")
 
 
+def test_a_saved_dataset_is_taken_whole(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    assert load_questions(tmp_path / "one") == LOADED
+    parts = {"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[1:])}
+    DatasetDict(parts).save_to_disk(tmp_path / "two")
+    options = {"cache_dir": str(tmp_path / "cache")}
+    assert [q.prompt for q in load_questions(tmp_path / "two", options=options)] == ["2 + 2?", "3 + 3?"]
+
+
 def test_hugging_face_dataset_that_is_not_there(tmp_path: Path) -> None:
     sentence = refusal("nobody/nothing-of-the-kind", options={"cache_dir": str(tmp_path)})
     assert sentence.startswith(
@@ -250,6 +273,7 @@ def test_prompt_format_without_a_place() -> None:
         ('{"question": "x", "answer": NaN}', r"answer: column 'answer' is empty in line 2 of \S+; .*"),
         ({"question": "x", "answer": "so\n#### "}, r"answer: line 2 of \S+ has nothing after ####; .*"),
         ({"question": "x", "answer": ["1"]}, r"answer: column 'answer' of line 2 of \S+ holds a list; allowed are .*"),
+        ('{"question": "a \\ud83d", "answer": "1"}', r"question: column .* of line 2 of \S+ holds \\ud83d, half a .*"),
         ({"question": "x", "answer": True}, r"answer: column 'answer' of line 2 of \S+ holds a bool; allowed are .*"),
     ],
 )
@@ -290,5 +314,7 @@ def test_damaged_csv(tmp_path: Path) -> None:
     assert refusal(wide) == f"source: line 3 of {wide} has more cells than its header"
     narrow = csv(tmp_path / "d.csv", "question,answer\na\n")
     assert refusal(narrow) == f"answer: column 'answer' is empty in line 2 of {narrow}; every question needs one"
+    twice = csv(tmp_path / "f.csv", "question,answer,answer\na,1,2\n")
+    assert refusal(twice) == f"source: the header of {twice} names column 'answer' twice; give each its own name"
     torn = csv(tmp_path / "e.csv", 'question,answer\n"a,1\n')
     assert refusal(torn).startswith(f"source: line 2 of {torn} is not valid CSV (")

@@ -4,7 +4,7 @@ Importable by every room below; imports only `mechreward.errors`, `mechreward.fi
 """
 
 from mechreward.tasks.fuzz import KINDS, Variation, fuzz
-from mechreward.tasks.load import Columns, load_questions
+from mechreward.tasks.load import QUESTION_SETTINGS, Columns, load_questions
 from mechreward.tasks.marker import MARKER, after_marker
 from mechreward.tasks.question import Question
 from mechreward.tasks.split import QuestionSplit, load_split, save_questions, split_questions
@@ -13,6 +13,7 @@ from mechreward.tasks.texts import load_texts
 __all__ = [
     "KINDS",
     "MARKER",
+    "QUESTION_SETTINGS",
     "Columns",
     "Question",
     "QuestionSplit",

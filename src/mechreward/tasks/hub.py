@@ -21,14 +21,17 @@ def is_dataset(source: str) -> bool:
 def hub_rows(name: str, options: dict[str, Any], *, split: str) -> Iterator[Row]:
     """Yields the rows of one split; `options` go to `datasets.load_dataset` (`{"name": "main"}` names a configuration).
 
+    A folder that `Dataset.save_to_disk` wrote has no splits and is taken whole.
+
     Raises:
         InputError: if there is no such dataset, configuration or split, or it cannot be read from here.
     """
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
 
+    saved = (Path(name) / "state.json").is_file()
     try:
-        dataset = load_dataset(name, split=split, **options)
+        dataset = load_from_disk(name, **options) if saved else load_dataset(name, split=split, **options)
     except (FileNotFoundError, ConnectionError, ValueError, TypeError, DatasetGenerationError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(

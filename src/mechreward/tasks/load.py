@@ -7,6 +7,7 @@ nothing else, so a format may hold braces of its own (``\\boxed{}``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,14 @@ from mechreward.tasks.question import Question, check_unique_ids
 from mechreward.tasks.rows import Row, is_file, read_rows, required_cell, text_cell
 
 PLACEHOLDER = "{question}"
+QUESTION_SETTINGS = {
+    "question": "question_column",
+    "answer": "answer_column",
+    "solution": "solution_column",
+    "id": "id_column",
+    "options": "generator_options",
+}
+"""What settings call the fields that `load_questions` complains of, for `errors.named`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def load_questions(
         raise InputError(f"limit: {limit} is not a number of questions; allowed are whole numbers from 1")
     if PLACEHOLDER not in prompt_format:
         raise InputError(f"prompt_format: {prompt_format!r} does not say where the question goes; put {PLACEHOLDER} in")
-    rows, columns = _open(str(source), columns or Columns(), split, limit, seed, options or {})
+    rows, columns = _open(os.path.expanduser(source), columns or Columns(), split, limit, seed, options or {})
     questions = [_question(row, columns, f"q{index}", prompt_format) for index, row in enumerate(islice(rows, limit))]
     if not questions:
         raise InputError(f"source: {source} holds no questions; at least one is needed")

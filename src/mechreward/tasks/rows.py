@@ -70,10 +70,16 @@ def _kind(value: Any) -> str:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey="", strict=True)
+        reader = csv.DictReader(lines, strict=True)
         try:
+            names = list(reader.fieldnames or ())
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise InputError(
+                    f"source: the header of {path} names column {twice[0]!r} twice; give each its own name"
+                )
             for values in reader:
-                if "" in values:
+                if None in values:  # not "": a column without a name, as pandas writes its index
                     raise InputError(f"source: line {reader.line_num} of {path} has more cells than its header")
                 yield Row(f"line {reader.line_num} of {path}", values)
         except csv.Error as error:
@@ -113,4 +119,12 @@ def text_cell(row: Row, field: str, column: str) -> str:
         raise InputError(
             f"{field}: column {column!r} of {row.where} holds a {type(value).__name__}; allowed are text and numbers"
         )
-    return str(value).strip()
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise InputError(
+            f"{field}: column {column!r} of {row.where} holds {half}, half a character; mend it"
+        ) from error
+    return text
