@@ -130,6 +130,11 @@ def test_bad_input(pack, tmp_path, capsys) -> None:
     assert run("--pack", pack, "--out", tmp_path / "o.json", "--questions", "tiny:easy", "--model", MODEL) == 2
     assert capsys.readouterr().err.startswith(f"error sae: is needed to read {MODEL}; name a folder or file")
     assert not (tmp_path / "o.json").exists()
+    path.write_text(json.dumps({"question": "Capital of France ?", "answer": "Paris"}) + "\n")
+    assert run(*common, "--questions", path) == 2
+    assert "(question q0)" in capsys.readouterr().err
+    assert run("--pack", pack, "--sae", SAE_FOLDER, "--out", "/dev/null/o.json", "--questions", path) == 2
+    assert capsys.readouterr().err.startswith("error out: cannot write to the folder /dev/null")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mechreward.errors import InputError
-from mechreward.rollout import Response, verify_responses
+from mechreward.rollout import Response, check_answers, verify_responses
 from mechreward.tasks import Question
 from mechreward.verifiers import Verdict, gsm8k_exact_match
 
@@ -54,3 +54,13 @@ def test_an_unknown_question_and_a_shared_id_are_named() -> None:
         verify_responses([response("a", "5"), response("c", "5")], QUESTIONS, gsm8k_exact_match)
     with pytest.raises(InputError, match="^questions: 3 questions share 2 ids"):
         verify_responses([], [*QUESTIONS, Question("a", "?", "1")], gsm8k_exact_match)
+
+
+def test_gold_answers_that_a_verifier_cannot_judge_by_are_named() -> None:
+    check_answers(QUESTIONS, gsm8k_exact_match)
+    with pytest.raises(InputError) as refused:
+        check_answers([*QUESTIONS, Question("c", "Capital of France?", "Paris")], gsm8k_exact_match)
+    assert str(refused.value) == (
+        "answer: 'Paris' is not a number; allowed are numbers like 18, -3.5 and $1,234 (question c); another verifier "
+        "may take it"
+    )

@@ -10,7 +10,7 @@ from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.redteam_settings import AttackSettings, RedTeamSettings, RunSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
 from mechreward.errors import InputError
-from mechreward.files import write_json
+from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from mechreward.cli.redteam_targets import Targets
@@ -31,6 +31,7 @@ def redteam(arguments: list[str], prog: str) -> int:
         targets, out = of_run(settings), settings.out or settings.run / "redteam.json"
     else:
         targets, out = given(settings), settings.out
+    make_folder(out.parent)
     results = _attack(targets, settings)
     _show(results)
     write_json(out, {name: result.to_dict() for name, result in results.items()})

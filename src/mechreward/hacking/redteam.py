@@ -28,7 +28,7 @@ from mechreward.hacking.suite import AdversarialSuite, SuiteResult
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward, pool
 from mechreward.reward.feature_reward import read_tokens
-from mechreward.rollout import Response, sample_responses, verify_responses
+from mechreward.rollout import Response, check_answers, sample_responses, verify_responses
 from mechreward.tasks import Question
 from mechreward.verifiers import Verifier
 
@@ -88,6 +88,7 @@ def red_team(
         InputError: no questions or gold answers, no right answer to take the threshold from, or no answer with a
             reward.
     """
+    check_answers(questions, verifier)
     suite = AdversarialSuite.from_questions(questions, answer_format=answer_format)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     plain = verify_responses(sample_responses(loaded, questions, n=samples, **options), questions, verifier)

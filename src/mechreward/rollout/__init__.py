@@ -11,10 +11,11 @@ from mechreward.rollout.sampling import (
     sample_responses,
     tokenise_prompts,
 )
-from mechreward.rollout.verify import verify_responses
+from mechreward.rollout.verify import check_answers, verify_responses
 
 __all__ = [
     "Response",
+    "check_answers",
     "check_streamer",
     "continue_responses",
     "eos_ids",

@@ -31,6 +31,19 @@ def verify_responses(
     return [_verified(response, by_id[response.question_id], verifier) for response in responses]
 
 
+def check_answers(questions: Sequence[Question], verifier: Verifier) -> None:
+    """Has the verifier look at every gold answer, before anything is sampled.
+
+    Raises:
+        InputError: naming the first question whose gold answer it cannot judge by.
+    """
+    for question in questions:
+        try:
+            verifier(question.prompt, "", question.answer)
+        except InputError as error:
+            raise InputError(f"{error} (question {question.id}); another verifier may take it") from error
+
+
 def _verified(response: Response, question: Question, verifier: Verifier) -> Response:
     verdict = verifier(question.prompt, cut_at_next_question(response.text), question.answer)
     return replace(
