@@ -42,6 +42,10 @@ GOOD = [
         (("--config", "none.yaml"), "config: there is no file none.yaml"),
         (("--questions", "tiny:easy", "--out", "/dev/null/x"), "out: cannot write to the folder /dev/null/x"),
         (("--questions", "tiny:easy", "--limit", "1"), "leaves the unknown side empty"),
+        (("--questions", "tiny:easy", "--temperature", "inf"), "temperature: inf is not allowed"),
+        (("--questions", "tiny:easy", "--beta", "inf"), "beta: inf is not allowed"),
+        (("--questions", "tiny:easy", "--limit", "9", "--chat"), "chat: the tokenizer of"),
+        (("--questions", "tiny:easy", "--limit", "9", "--max-new-tokens", "9999"), "the model reads at most"),
     ],
 )
 def test_bad_flags(
@@ -114,6 +118,9 @@ def test_config_file_lies_under_the_flags(capsys: pytest.CaptureFixture[str], tm
         (b"limit: 0\n", "limit: 0 is not allowed (Input should be greater than or equal to 1)"),
         (b"arms: [dense, both]\n", "arms.1: 'both' is not allowed"),
         (b"generator_options: 3\n", "generator_options: 3 is not allowed"),
+        (b"steps: 1\nlimit: 9\nsteps: 2\n", "is not valid YAML (line 3 gives 'steps' a second time)"),
+        (b"generator_options: {a: 1, a: 2}\n", "is not valid YAML (line 1 gives 'a' a second time)"),
+        (b"learning_rate: .inf\n", "learning_rate: inf is not allowed (Input should be a finite number)"),
         (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
         (b"", "is empty; write a field a line"),
         (b"- 1", "holds list, where a mapping of fields is needed"),
@@ -128,6 +135,41 @@ def test_bad_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, te
 def test_a_folder_is_no_config_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, error = run(capsys, "improve", "--config", str(tmp_path))
     assert (code, error) == (2, f"error config: cannot read {tmp_path} (Is a directory); name a YAML file\n")
+
+
+def test_paths_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechreward.cli.options import parse_settings
+    from mechreward.config import ImproveConfig
+
+    monkeypatch.setenv("HOME", "/somewhere")
+    (tmp_path / "c.yaml").write_text("questions: tiny:easy\nout: ~/runs/x\n")
+    config = parse_settings(ImproveConfig, ["--config", str(tmp_path / "c.yaml")], "improve")
+    assert config.out == Path("/somewhere/runs/x")
+    assert parse_settings(ImproveConfig, ["--questions", "q", "--out=~/y"], "improve").out == Path("/somewhere/y")
+
+
+def test_bad_questions_name_the_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = questions(tmp_path, [{"problem": "Capital of France?", "gold": "Paris"}])
+    out = ("--out", str(tmp_path / "run"))
+    for verb in ("improve", "eval", "discover"):
+        code, _, error = run(capsys, verb, "--questions", asked, *out)
+        assert (code, error.startswith("error question_column: there is no column 'question' in line 1")) == (2, True)
+        columns = ("--question-column", "problem", "--answer-column", "gold")
+        code, said, error = run(capsys, verb, "--questions", asked, *columns, *out)
+        assert (code, error.startswith("error answer: 'Paris' is not a number")) == (2, True)
+        assert "ask 1" not in said and "sample" not in said
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    code, _, error = run(capsys, "sae", "train", "--layer", "1", "--task", asked, *out)
+    assert (code, error.startswith("error question_column: there is no column")) == (2, True)
+
+
+@pytest.mark.parametrize("verb", ["improve", "eval", "discover"])
+def test_another_split_of_a_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
+    (tmp_path / "data").mkdir()
+    Path(questions(tmp_path, GOOD)).rename(tmp_path / "data" / "train.jsonl")
+    asked = ("--questions", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--max-new-tokens", "9999")
+    assert "(split 'test') cannot be loaded as a Hugging Face dataset" in run(capsys, verb, *asked)[2]
+    assert "the model reads at most" in run(capsys, verb, *asked, "--split", "train")[2]
 
 
 @pytest.mark.filterwarnings("error")

@@ -56,12 +56,13 @@ def test_settings_arrive_where_questions_and_model_are_loaded(
     config = make_config(
         questions="some:source", model="some/model", adapter="some/adapter", dtype="bfloat16", device="cuda:1",
         layer=1, id_column="i", question_column="q", answer_column="a", limit=20, seed=9, known=0.3,
-        prompt_format="Q: {question}", generator_options={"min_terms": 2},
+        max_new_tokens=64,
+        split="dev", prompt_format="Q: {question}", generator_options={"min_terms": 2},
     )  # fmt: skip
     found = prepare(config)
     assert asked == [
         (("some:source",), {
-            "columns": Columns(id="i", question="q", answer="a"), "limit": 20, "seed": 9,
+            "columns": Columns(id="i", question="q", answer="a"), "split": "dev", "limit": 20, "seed": 9,
             "prompt_format": "Q: {question}", "options": {"min_terms": 2},
         }),
         (("some/model",), {"adapter": "some/adapter", "dtype": "bfloat16", "device": "cuda:1"}),

@@ -34,7 +34,9 @@ class ImproveConfig(Settings):
     id_column: str | None = None
     """Column that holds a unique id; rows are numbered if there is none."""
     generator_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
-    """Options of a reasoning-gym generator, e.g. `min_terms: 2`."""
+    """Options of a reasoning-gym generator, e.g. `min_terms: 2`, or of `datasets.load_dataset`, e.g. `name: main`."""
+    split: str = "test"
+    """Split of a Hugging Face dataset."""
     prompt_format: str = "{question}"
     """Text around the question, e.g. `Question: {question} Answer:`."""
     chat: bool = False

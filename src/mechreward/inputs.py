@@ -11,9 +11,10 @@ from mechreward.config import ImproveConfig
 from mechreward.errors import InputError, named
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
+from mechreward.rollout import check_answers, eos_ids, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run
 from mechreward.sae import SAE, load_sae
-from mechreward.tasks import Columns, QuestionSplit, load_questions, split_questions
+from mechreward.tasks import QUESTION_SETTINGS, Columns, QuestionSplit, load_questions, split_questions
 from mechreward.verifiers import Verdict, Verifier, get_verifier
 
 PACKAGES = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -41,19 +42,23 @@ def prepare(config: ImproveConfig) -> Inputs:
     """
     verifier = verifier_of(config.verifier, config.strictness)
     columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
-    with named(source="questions"):
+    with named(source="questions", **QUESTION_SETTINGS):
         questions = load_questions(
             config.questions,
             columns=columns,
+            split=config.split,
             limit=config.limit,
             seed=config.seed,
             prompt_format=config.prompt_format,
             options=dict(config.generator_options),
         )
+    check_answers(questions, verifier)
     split = split_questions(questions, config.known, config.seed)
     if config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
+    eos_ids(loaded)
+    tokenise_prompts(loaded, questions, max_new_tokens=config.max_new_tokens, chat=config.chat)
     sae = load_given_sae(config)
     layer = sae.meta.layer if sae is not None else config.layer
     assert layer is not None

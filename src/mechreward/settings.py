@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from mechreward.errors import InputError
@@ -18,8 +18,8 @@ from mechreward.errors import InputError
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def check_signs(signs: str, n_features: int) -> None:
@@ -33,6 +33,24 @@ class Settings(BaseModel):
     """A frozen record without unknown fields, whose fields are documented by the docstrings under them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        # A shell expands `~` neither in a YAML file nor after `--out=`, where it would name a folder `~`.
+        return value.expanduser() if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys may stand once each: PyYAML takes the last of several without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for at, (name, _) in enumerate(node.value):
+            if name.value in names[:at]:
+                where = f"line {name.start_mark.line + 1}"
+                raise yaml.MarkedYAMLError(problem=f"{where} gives {name.value!r} a second time")
+        return super().construct_mapping(node, deep)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -58,7 +76,7 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
             field does not allow.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe one)
     except FileNotFoundError as error:
         raise InputError(f"config: there is no file {path}") from error
     except OSError as error:

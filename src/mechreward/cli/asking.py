@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechreward.cli.terminal import RichProgress, print_path
 from mechreward.errors import InputError, named
-from mechreward.tasks import Columns, Question, load_questions
+from mechreward.tasks import QUESTION_SETTINGS, Columns, Question, load_questions
 
 if TYPE_CHECKING:
     from mechreward.cli.discover_settings import DiscoverSettings
@@ -37,7 +37,7 @@ def answers(
             responses.
     """
     from mechreward.inputs import verifier_of
-    from mechreward.rollout import load_responses, save_responses, tokenise_prompts, verify_responses
+    from mechreward.rollout import check_answers, load_responses, save_responses, tokenise_prompts, verify_responses
 
     if settings.responses is not None:
         given = load_responses(settings.responses)
@@ -46,6 +46,7 @@ def answers(
     assert settings.questions is not None
     verifier = verifier_of(settings.verifier, settings.strictness)
     questions = asked(settings, settings.questions, settings.limit)
+    check_answers(questions, verifier)
     if len(questions) < least:
         raise InputError(f"questions: {len(questions)} are too few; {what} needs {least} with mixed answers")
     check([*tokenise_prompts(loaded, questions, max_new_tokens=settings.max_new_tokens, chat=settings.chat)])
@@ -65,11 +66,11 @@ def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
     Raises:
         InputError: as `load_questions`.
     """
-    columns = {"question": "question_column", "answer": "answer_column", "id": "id_column"}
-    with named(source="questions", options="generator_options", **columns):
+    with named(source="questions", **QUESTION_SETTINGS):
         return load_questions(
             source,
             columns=Columns(id=settings.id_column, question=settings.question_column, answer=settings.answer_column),
+            split=settings.split,
             limit=limit,
             seed=settings.seed,
             prompt_format=settings.prompt_format,

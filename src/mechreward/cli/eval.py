@@ -31,13 +31,14 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
     from mechreward.inputs import verifier_of
     from mechreward.models import load_model
-    from mechreward.rollout import save_responses, tokenise_prompts, verify_responses
+    from mechreward.rollout import check_answers, save_responses, tokenise_prompts, verify_responses
     from mechreward.tiny import model_path
 
     _check(settings)
     verifier = verifier_of(settings.verifier, settings.strictness)
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)
+    check_answers(questions, verifier)
     reward = None if settings.pack is None else _reward(settings, settings.pack)
     variations, left_out = _vary(settings, settings.questions) if settings.fuzz else ([], {})
     make_folder(settings.out)

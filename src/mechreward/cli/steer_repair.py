@@ -24,7 +24,7 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.chains import Roller
     from mechreward.inputs import verifier_of
     from mechreward.models import load_model
-    from mechreward.rollout import save_responses, verify_responses
+    from mechreward.rollout import check_answers, save_responses, verify_responses
     from mechreward.sae import load_sae
     from mechreward.steering.cuts import check_critical
     from mechreward.steering.repair import kept_repairs, save_repairs, summarise
@@ -37,7 +37,9 @@ def repair(arguments: list[str], prog: str) -> int:
     config = _config(settings)
     source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
     verifier = verifier_of(settings.verifier, settings.strictness)
-    split = split_questions(asked(settings, settings.questions, settings.limit), settings.known, settings.seed)
+    questions = asked(settings, settings.questions, settings.limit)
+    check_answers(questions, verifier)
+    split = split_questions(questions, settings.known, settings.seed)
     check_critical(config.critical, split.known)
     out = make_folder(settings.out)
     loaded = load_model(

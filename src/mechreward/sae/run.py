@@ -30,7 +30,7 @@ from mechreward.sae.loading import load_sae
 from mechreward.sae.own import own_meta, own_shape, train_own_sae
 from mechreward.sae.rows import Document, Row, packed, question_documents, set_aside, text_documents, with_answers
 from mechreward.sae.training import TrainedSAE, TrainingPoint, Watch
-from mechreward.tasks import Columns, Question, load_questions, load_texts
+from mechreward.tasks import QUESTION_SETTINGS, Columns, Question, load_questions, load_texts
 
 ROW_TOKENS = 512
 """Longest row, where the model reads as much."""
@@ -164,7 +164,7 @@ def _load_texts(recipe: SAERecipe, source: str) -> list[str]:
 def _load_task(recipe: SAERecipe, number: int) -> list[Question]:
     """The questions of one source; their ids are made unique among all sources by its number."""
     columns = Columns(question=recipe.question_column, answer=recipe.answer_column, solution=recipe.solution_column)
-    with named(source="task"):
+    with named(source="task", **QUESTION_SETTINGS):
         questions = load_questions(
             recipe.task[number],
             columns=columns,
