@@ -20,6 +20,7 @@ from mechreward.gates.statistics import (
     auroc_statistic,
     cluster_bootstrap,
     label_permutation_p,
+    mcnemar_p,
     paired_test,
     question_means,
     question_pairs,
@@ -67,6 +68,22 @@ def test_constant_score_is_one_half() -> None:
     assert auroc([2.0] * 4, labels) == 0.5
     assert within_question_auroc([2.0] * 4, labels, groups) == 0.5
     assert label_permutation_p([2.0] * 4, labels, groups, draws=50) == 1.0
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), "wrong", 2])
+def test_what_is_neither_true_nor_false_is_no_label(odd: object) -> None:
+    """None counted as wrong; NaN, text and 2 as right, so that ["right", "wrong"] had one class."""
+    for statistic in (
+        lambda y: auroc([1.0, 2.0, 3.0], y),
+        lambda y: within_question_auroc([1.0, 2.0, 3.0], y, ["q"] * 3),
+    ):
+        assert statistic([False, 1, True]) == 1.0
+        with pytest.raises(InputError, match=f"labels: '?{odd}'? is not allowed; each must be true or false"):
+            statistic([True, False, odd])
+    with pytest.raises(InputError, match="before: "):
+        mcnemar_p([True, odd], [True, False])
+    with pytest.raises(InputError, match="after: "):
+        mcnemar_p([True, False], [True, odd])
 
 
 def test_scores_must_be_finite_and_as_many() -> None:

@@ -80,7 +80,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Chance that a right answer scores above a wrong one, ties half; NaN if there is one class only.
 
     Raises:
-        InputError: if a score is NaN or infinite, or the lengths differ.
+        InputError: if a score is NaN or infinite, a label not true or false, or the lengths differ.
     """
     values, right = _checked(scores, labels)
     return float(roc_auc_score(right, values)) if right.any() and not right.all() else nan
@@ -297,9 +297,9 @@ def mcnemar_p(before: ArrayLike, after: ArrayLike) -> float:
     """Two-sided exact p of McNemar's test (1947): yes or no, twice of each of some independent things.
 
     Raises:
-        InputError: if the two are not as many.
+        InputError: if the two are not as many, or one is not true or false.
     """
-    first, second = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    first, second = _truths("before", before), _truths("after", after)
     if first.shape != second.shape:
         raise InputError(f"pairs: {first.size} before and {second.size} after; McNemar's test needs both of each")
     lost, won = int((first & ~second).sum()), int((~first & second).sum())
@@ -331,8 +331,16 @@ def _codes(groups: ArrayLike) -> tuple[NDArray[np.intp], int]:
     return code, len(names)
 
 
+def _truths(name: str, values: ArrayLike) -> NDArray[np.bool_]:
+    """As booleans. None would count as false, NaN and any text as true."""
+    given = np.asarray(values, dtype=object)
+    if odd := [value for value in given.ravel().tolist() if value not in (0, 1)]:
+        raise InputError(f"{name}: {odd[0]!r} is not allowed; each must be true or false")
+    return given.astype(bool)
+
+
 def _checked(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> tuple[Array, NDArray[np.bool_]]:
-    values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    values, right = np.asarray(scores, dtype=np.float64), _truths("labels", labels)
     n_groups = len(values) if groups is None else len(np.asarray(groups))
     if not len(values) == len(right) == n_groups:
         raise InputError(f"scores: {len(values)} scores, {len(right)} labels and {n_groups} questions must be as many")
