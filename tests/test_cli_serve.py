@@ -44,6 +44,7 @@ def test_a_process_that_serves_and_ends_with_ctrl_c(pack, tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hush\n")
     flags = f"--pack {pack} --ungated --port 0 --verifier gsm8k_exact_match --token-file {secret} --device cpu"
+    flags += " --mode sum --weight 0.25 --max-rows 7"
     command = [sys.executable, "-m", "mechreward", "serve", *flags.split()]
     # What a shell puts in the background ignores SIGINT, and so do its children.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,10 +59,12 @@ def test_a_process_that_serves_and_ends_with_ctrl_c(pack, tmp_path) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-    scorer = load_scorer(ServeSettings(pack=str(pack), ungated=True, verifier="gsm8k_exact_match", device="cpu"))
+    options = {"verifier": "gsm8k_exact_match", "device": "cpu", "mode": "sum", "weight": 0.25}
+    scorer = load_scorer(ServeSettings(pack=str(pack), ungated=True, **options))
     assert [score] == scorer.score(scorer.read([ROW]))
-    assert score.outcome == 1.0 and score.score != 1.0 and any(score.token_rewards)
-    assert spec == scorer.spec(1024) and spec.verifier == "gsm8k_exact_match" and spec.model == "tiny"
+    assert score.outcome == 1.0 and score.features and score.score == 1.0 + 0.25 * score.features
+    assert any(score.token_rewards) and spec == scorer.spec(7)
+    assert (spec.verifier, spec.model, spec.mode, spec.weight) == ("gsm8k_exact_match", "tiny", "sum", 0.25)
 
 
 def test_a_pack_without_a_passed_gate_is_not_served(pack, capsys) -> None:

@@ -120,6 +120,11 @@ def test_stages_and_the_last_one_reached(folder: Path) -> None:
         "gate1.json is not in this run directory: the run did not reach Gate 1. "
         "The last stage with files is “Features”."
     )
+    # Found, but none good enough for a pack.
+    (folder / "pack.json").unlink()
+    assert dict(stages(read_run(folder)))["Features"]
+    (folder / "features.parquet").unlink()
+    assert not dict(stages(read_run(folder)))["Features"]
 
 
 def test_facts_leave_out_what_no_file_holds(folder: Path) -> None:

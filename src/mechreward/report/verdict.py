@@ -119,7 +119,7 @@ def stages(run: Run) -> list[tuple[str, bool]]:
         ("Questions", run.questions is not None),
         ("Baseline answers", "baseline" in run.responses),
         ("Known answers", "known" in run.responses),
-        ("Features", run.pack is not None),
+        ("Features", run.pack is not None or run.features is not None),
         ("Gate 1", run.gate is not None),
         ("Training", run.train is not None),
         ("Evaluation", bool(arm_cards(run))),
