@@ -41,18 +41,6 @@ class Settings(BaseModel):
         return value.expanduser() if isinstance(value, Path) else value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose keys may stand once each: PyYAML takes the last of several without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [name.value for name, _ in node.value]
-        for at, (name, _) in enumerate(node.value):
-            if name.value in names[:at]:
-                where = f"line {name.start_mark.line + 1}"
-                raise yaml.MarkedYAMLError(problem=f"{where} gives {name.value!r} a second time")
-        return super().construct_mapping(node, deep)
-
-
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -76,7 +64,9 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
             field does not allow.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe one)
+        text = Path(path).read_text(encoding="utf-8")
+        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        values = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise InputError(f"config: there is no file {path}") from error
     except OSError as error:
@@ -93,6 +83,16 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
     if unknown:
         raise InputError(_no_such(kind, unknown[0]))
     return {name: _of_its_type(kind, name, value) for name, value in values.items()}
+
+
+def _check_keys(root: yaml.Node | None) -> None:
+    """Raises YAMLError where a key of a record, or of a mapping in it, stands twice: PyYAML takes the last silently."""
+    fields = root.value if isinstance(root, yaml.MappingNode) else []
+    for mapping in [root, *(value for _, value in fields)]:
+        names = [name for name, _ in mapping.value] if isinstance(mapping, yaml.MappingNode) else []
+        for at, name in enumerate(names):
+            if name.value in [earlier.value for earlier in names[:at]]:
+                raise yaml.YAMLError(f"line {name.start_mark.line + 1} gives {name.value!r} a second time")
 
 
 def _of_its_type(kind: type[Settings], name: str, value: object) -> Any:
