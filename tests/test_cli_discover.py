@@ -58,6 +58,27 @@ def test_table_pack_and_comparison(capsys: pytest.CaptureFixture[str], tmp_path:
     assert pack.found_on == list(prompt_hashes(r.prompt_ids for r in responses()))
 
 
+def test_an_sae_of_another_model_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    save_responses(tmp_path / "r.parquet", responses())
+    torch.manual_seed(0)
+    own = load_sae(SAE_FOLDER)
+    rotation_DD = torch.linalg.qr(torch.randn(own.d_model, own.d_model)).Q
+    meta = replace(own.meta, model_name="other/model")
+    other = replace(own, W_enc_DF=rotation_DD @ own.W_enc_DF, W_dec_FD=own.W_dec_FD @ rotation_DD.T, meta=meta)
+    save_sae(other, tmp_path / "other")
+    arguments = ("--responses", tmp_path / "r.parquet", "--pooling", "last", "--permutations", 0)
+    said = "^sae: likely a wrong base model.*it says it was made for 'other/model'"
+    with pytest.warns(UserWarning, match=said):
+        run(capsys, *arguments, "--sae", tmp_path / "other", "--out", tmp_path / "wrong")
+    recwarn.clear()
+    run(capsys, *arguments, "--out", tmp_path / "right")
+    assert not [each for each in recwarn if str(each.message).startswith("sae: ")]
+    fits = [json.loads((tmp_path / name / "sae.json").read_text())["fvu"] for name in ("right", "wrong")]
+    assert fits[0] < 0.2 and fits[1] > 0.5
+
+
 def test_probe_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     save_responses(tmp_path / "r.parquet", responses())
     arguments = ("--responses", tmp_path / "r.parquet", "--pooling", "last", "--method", "probe", "--out", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +13,16 @@ from mechreward.config import ImproveConfig
 from mechreward.errors import InputError, named
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
-from mechreward.rollout import check_answers, eos_ids, tokenise_prompts
+from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run
-from mechreward.sae import SAE, load_sae
+from mechreward.sae import SAE, SAECheck, check_on_model, load_sae
 from mechreward.tasks import QUESTION_SETTINGS, Columns, QuestionSplit, load_questions, split_questions
 from mechreward.verifiers import Verdict, Verifier, get_verifier
 
 PACKAGES = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 """Whose versions the manifest names."""
+FIT = "sae.json"
+"""How an SAE fits the model, beside what was found with it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,14 @@ def load_given_sae(config: ImproveConfig) -> SAE | None:
         return None
     # A file that does not say which block it reads takes `layer`; one that does has to agree with it.
     return load_sae(source, config.sae_id, device=config.device, layer=config.layer, k=config.sae_file_k)
+
+
+def check_given_sae(sae: SAE, loaded: LoadedModel, responses: Sequence[Response]) -> SAECheck:
+    """How the SAE fits the responses' residuals; warns of what is likely wrong."""
+    check = check_on_model(sae, loaded, [(response.prompt_ids, response.completion_ids) for response in responses])
+    for finding in check.findings:
+        warnings.warn(f"sae: {finding}", stacklevel=2)
+    return check
 
 
 def open_folder(inputs: Inputs) -> Path:

@@ -19,7 +19,6 @@ told to go on ungated.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,14 +43,14 @@ from mechreward.features import (
 )
 from mechreward.files import append_row, read_json, read_jsonl, write_json
 from mechreward.gates import gate1
-from mechreward.inputs import Inputs, load_policy, open_folder, prepare
+from mechreward.inputs import FIT, Inputs, check_given_sae, load_policy, open_folder, prepare
 from mechreward.models import LoadedModel
 from mechreward.repairs import check_repair, run_repairs
 from mechreward.report import write_report
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
 from mechreward.rundir import stage_seed
-from mechreward.sae import SAE, Watch, check_on_model, load_sae, own_meta, own_shape, save_sae, train_own_sae
+from mechreward.sae import SAE, Watch, load_sae, own_meta, own_shape, save_sae, train_own_sae
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.training import DenseConfig, TrainConfig, train_arm
 from mechreward.views import write_views
@@ -186,7 +185,8 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
     """The SAE given, or one trained on the KNOWN responses' residuals and kept in the run directory."""
     config = inputs.config
     if inputs.sae is not None:
-        check_given_sae(inputs, inputs.sae, folder, responses)
+        if not (folder / FIT).exists():
+            write_json(folder / FIT, check_given_sae(inputs.sae, inputs.loaded, responses).to_dict())
         return inputs.sae
     if (folder / "sae" / "cfg.json").exists():
         return load_sae(folder / "sae", device=config.device)
@@ -212,18 +212,8 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
             watch=Watch(on_step=on_step),
         )
     save_sae(trained.sae, folder / "sae")
-    write_json(folder / "sae.json", {"fvu": trained.fvu, "l0": trained.l0, "dead_share": trained.dead_share})
+    write_json(folder / FIT, {"fvu": trained.fvu, "l0": trained.l0, "dead_share": trained.dead_share})
     return trained.sae
-
-
-def check_given_sae(inputs: Inputs, sae: SAE, folder: Path, responses: Sequence[Response]) -> None:
-    """Records in `sae.json` how the SAE fits the KNOWN responses' residuals, and warns of what is likely wrong."""
-    if (folder / "sae.json").exists():
-        return
-    check = check_on_model(sae, inputs.loaded, [(r.prompt_ids, r.completion_ids) for r in responses])
-    write_json(folder / "sae.json", check.to_dict())
-    for finding in check.findings:
-        warnings.warn(f"sae: {finding}", stacklevel=2)
 
 
 def discover_pack(

@@ -39,6 +39,7 @@ def discover(arguments: list[str], prog: str) -> int:
     from mechreward.features.aggregation import build_aggregation
     from mechreward.features.discovery import CROSS_FIT
     from mechreward.gates.equivalents import compare_equivalents
+    from mechreward.inputs import FIT, check_given_sae
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
@@ -56,6 +57,7 @@ def discover(arguments: list[str], prog: str) -> int:
     # Of two questions each would be held out of a fit of one.
     least, what = (2, "a ranking") if settings.method in OTHERS else (CROSS_FIT, "a cross-fitted contrast")
     responses = answers(settings, loaded, least=least, what=what, keep=settings.out / "responses.parquet")
+    fit = check_given_sae(sae, loaded, responses)
     held_out: HeldOutScores | None = None
     rows: tuple[Equivalent, ...] = ()
     if settings.method in OTHERS:
@@ -63,6 +65,7 @@ def discover(arguments: list[str], prog: str) -> int:
     else:
         table, held_out = _explore(settings, loaded, sae, responses)
         rows = compare_equivalents(held_out, seed=settings.seed)
+    write_json(settings.out / FIT, fit.to_dict())
     save_contrast(table, settings.out / "features.parquet")
     _show(table)
     if held_out is not None:
