@@ -82,7 +82,7 @@ def _serve(scorer: Scorer, settings: ServeSettings, token: str | None, listening
     app = create_app(scorer, token=token, max_rows=settings.max_rows, max_bytes=settings.max_mb * 2**20)
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    console.print(f"serving [bold]{escape(scorer.reward.name)}[/] (spec {scorer.reward.spec_hash[:12]})")
+    console.print(f"serving [bold]{escape(scorer.reward.pack.name)}[/] (spec {scorer.reward.spec_hash[:12]})")
     console.print(f"MECHREWARD_URL=http://{host}:{port}", soft_wrap=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with suppress(KeyboardInterrupt):  # how uvicorn hands on the Ctrl-C that it ended by
