@@ -69,6 +69,19 @@ class RewardClient:
         body = ScoreRequest(rows=list(rows), spec_hash=spec_hash, tokenizer_hash=tokenizer_hash)
         return (await self._ask("POST", SCORE, ScoreReply, data=body.model_dump_json(exclude_none=True))).scores
 
+    async def score_one(self, row: Row) -> tuple[float, Score]:
+        """What one completion is paid, and the whole score.
+
+        Raises:
+            InputError: as `score`, and if the completion cannot be read or judged: it is worth no number.
+            NoAnswer: as `score`.
+        """
+        [found] = await self.score([row])
+        if found.score is None:
+            size = f"{len(row.completion_ids or [])} tokens"
+            raise InputError(f"score: a completion of {size} could not be read or judged")
+        return found.score, found
+
     async def spec(self) -> Spec:
         """What the server scores with.
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from mechreward.errors import InputError
 from mechreward.integrations.client import RewardClient
 from mechreward.integrations.protocol import Row
 
@@ -33,13 +32,11 @@ class AgentExecutor(SingleTurnAgentExecutor):
         output: dict[str, Any] = await super().execute(prompt, label, *arguments, **options)
         ids, [(start, end)] = list(output["observation_tokens"]), output["action_ranges"]
         row = Row(prompt_ids=ids[:start], completion_ids=ids[start:end], prompt=prompt, answer=label)
-        [score] = await self.client.score([row])
-        if score.score is None:
-            raise InputError(f"score: a completion of {end - start} tokens could not be read or judged")
+        paid, score = await self.client.score_one(row)
         logs = {"outcome": score.outcome, "mechreward": score.features}
         output.update(
-            reward=score.score,
-            scores=score.score if score.outcome is None else score.outcome,
+            reward=paid,
+            scores=paid if score.outcome is None else score.outcome,
             extra_logs={name: value for name, value in logs.items() if value is not None},
         )
         return output

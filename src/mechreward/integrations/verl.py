@@ -56,8 +56,8 @@ class MechRewardManager(RewardManagerBase):
             completion_ids=item.batch["responses"][mask_S[width:]].tolist(),
             answer=_answer(item.non_tensor_batch),
         )
-        score = await _scored(self.client, row)
-        return {"reward_score": score.score, "reward_extra_info": _parts(score)}
+        paid, score = await self.client.score_one(row)
+        return {"reward_score": paid, "reward_extra_info": _parts(score)}
 
 
 class DenseOutput(AgentLoopOutput):
@@ -89,19 +89,12 @@ class MechRewardAgentLoop(SingleTurnAgentLoop):
         """
         output = await super().run(sampling_params, priority, **columns)
         row = Row(prompt_ids=list(output.prompt_ids), completion_ids=list(output.response_ids), answer=_answer(columns))
-        score = await _scored(self.client, row)
+        _, score = await self.client.score_one(row)
         if score.outcome is None:
             raise InputError("verifier: the server judges no answers; start it with --verifier for dense training")
         output.extra_fields["reward_extra_info"] = _parts(score)
         given = {name: getattr(output, name) for name in output.model_fields_set}
         return DenseOutput(**given, reward_score=score.outcome, token_rewards=score.token_rewards)
-
-
-async def _scored(client: RewardClient, row: Row) -> Score:
-    [score] = await client.score([row])
-    if score.score is None:
-        raise InputError(f"score: a completion of {len(row.completion_ids or [])} tokens could not be read or judged")
-    return score
 
 
 def _answer(columns: Any) -> str | int | float | None:

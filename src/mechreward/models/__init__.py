@@ -24,6 +24,7 @@ from mechreward.models.logits import LogitsBatch, check_prompted_rows, completio
 from mechreward.models.modes import eval_mode
 from mechreward.models.residuals import (
     BlocksBatch,
+    Limits,
     ResidualBatch,
     iter_blocks,
     iter_residuals,
@@ -34,6 +35,7 @@ from mechreward.models.residuals import (
 __all__ = [
     "block_name",
     "BlocksBatch",
+    "Limits",
     "LoadedModel",
     "LogitsBatch",
     "ResidualBatch",

@@ -214,6 +214,29 @@ def pad_right(rows: list[list[int]], device: torch.device) -> tuple[Int[Tensor, 
     return ids_BS.to(device), (torch.arange(ids_BS.shape[1]) < length_B1).to(device)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Which rows a model can read."""
+
+    context: int | None
+    vocabulary: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Limits:
+        return cls(context_length(model), vocabulary_size(model))
+
+    def too_long(self, ids: Sequence[int]) -> str | None:
+        """What is wrong with the length of a prompt and its completion, as the end of a sentence."""
+        if self.context is None or len(ids) <= self.context:
+            return None
+        return f"has {len(ids)} tokens with its prompt; the model reads at most {self.context}"
+
+    def stray(self, ids: Sequence[int]) -> str | None:
+        """Which token the model does not know, as the end of a sentence."""
+        stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < self.vocabulary), None)
+        return None if stray is None else f"holds token {stray}; the model knows 0 to {self.vocabulary - 1}"
+
+
 def check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size: {batch_size} is too small; it must be at least 1")
@@ -221,17 +244,14 @@ def check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_siz
         raise InputError("completion_ids: the batch is empty; give at least one row")
     if len(prompt_ids) != len(completion_ids):
         raise InputError(f"completion_ids: {len(completion_ids)} rows for {len(prompt_ids)} prompts; give one each")
-    context, vocabulary = context_length(model), vocabulary_size(model)
+    limits = Limits.of(model)
     for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         if not len(completion):
             raise InputError(f"completion_ids: row {row} has no tokens; leave such rows out")
         ids = [*prompt, *completion]
-        if context is not None and len(ids) > context:
-            size = f"{len(ids)} tokens with its prompt"
-            raise InputError(f"completion_ids: row {row} has {size}; the model reads at most {context}")
-        stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
-        if stray is not None:
-            raise InputError(f"completion_ids: row {row} holds token {stray}; the model knows 0 to {vocabulary - 1}")
+        wrong = limits.too_long(ids) or limits.stray(ids)
+        if wrong is not None:
+            raise InputError(f"completion_ids: row {row} {wrong}")
 
 
 def _check_finite(h_BTD: Float[Tensor, "b t d"], rows: list[int], layer: int) -> None:

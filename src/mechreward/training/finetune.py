@@ -31,7 +31,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, context_length, vocabulary_size
+from mechreward.models import Limits, LoadedModel
 from mechreward.steering.pairs import Pair, check_known
 from mechreward.tasks import QuestionSplit
 from mechreward.training.checks import check_seed
@@ -230,6 +230,7 @@ def _check(loaded: LoadedModel, pairs: Sequence[Pair], method: str) -> None:
         raise InputError(f"model: {loaded.name} carries an adapter; merge it into the model first")
     if not pairs:
         raise InputError("pairs: there are none; training needs at least one")
+    limits = Limits.of(loaded.model)
     for pair in pairs:
         if not pair.prompt_ids or not pair.right_ids:
             raise InputError(f"pairs: that of {pair.question_id} has no prompt or no right response; both are needed")
@@ -242,18 +243,13 @@ def _check(loaded: LoadedModel, pairs: Sequence[Pair], method: str) -> None:
             raise InputError(f"pairs: that of {pair.question_id} has {counts}; cdpo needs one each")
         if not all(0 <= score <= 1 for score in pair.wrong_scores):
             raise InputError(f"pairs: that of {pair.question_id} has a score outside 0 to 1; s_t is a probability")
-        _check_readable(loaded, pair, [pair.right_ids] if method == "sft" else [pair.right_ids, pair.wrong_ids])
+        _check_readable(limits, pair, [pair.right_ids] if method == "sft" else [pair.right_ids, pair.wrong_ids])
 
 
-def _check_readable(loaded: LoadedModel, pair: Pair, sides: Sequence[Sequence[int]]) -> None:
-    context, vocabulary = context_length(loaded.model), vocabulary_size(loaded.model)
+def _check_readable(limits: Limits, pair: Pair, sides: Sequence[Sequence[int]]) -> None:
     for side in sides:
         ids = [*pair.prompt_ids, *side]
-        if context is not None and len(ids) > context:
-            size = f"{len(ids)} tokens with its prompt"
-            raise InputError(f"pairs: a response of {pair.question_id} has {size}; the model reads at most {context}")
-        stray = next((i for i in (min(ids), max(ids)) if not 0 <= i < vocabulary), None)
-        if stray is not None:
-            raise InputError(
-                f"pairs: that of {pair.question_id} holds token {stray}; the model knows 0 to {vocabulary - 1}"
-            )
+        if long := limits.too_long(ids):
+            raise InputError(f"pairs: a response of {pair.question_id} {long}")
+        if stray := limits.stray(ids):
+            raise InputError(f"pairs: that of {pair.question_id} {stray}")
