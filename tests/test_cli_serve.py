@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -104,3 +105,13 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(pack, capsys) -> None:
 def test_without_the_extra(pack, capsys, monkeypatch) -> None:
     monkeypatch.setattr("mechreward.cli.serve.find_spec", lambda name: None if name == "uvicorn" else object())
     assert refused(capsys, "--pack", pack).endswith('install them with pip install "mechreward[serve]"')
+
+
+def test_a_pack_of_the_first_mechreward_takes_layer_and_size_from_its_sae(tmp_path) -> None:
+    sae = load_sae(SAE_FOLDER)
+    reference = {"release": sae.meta.release, "sae_id": sae.meta.sae_id}
+    path = tmp_path / "first.json"
+    path.write_text(json.dumps({"name": "m/first", "model_name": "tiny", **reference, "feature_weights": {"111": 0.5}}))
+    scorer = load_scorer(ServeSettings(pack=str(path), ungated=True, device="cpu"))
+    spec = scorer.spec(1)
+    assert (spec.name, spec.layer, spec.feature_ids) == ("m/first", sae.meta.layer, [111])

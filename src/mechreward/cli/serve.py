@@ -43,7 +43,6 @@ def load_scorer(settings: ServeSettings) -> Scorer:
     Raises:
         InputError: as their loaders, and for a pack without a passed gate unless `ungated`.
     """
-    from mechreward.features import load_pack
     from mechreward.inputs import verifier_of
     from mechreward.integrations.scorer import Scorer
     from mechreward.models import load_model
@@ -52,10 +51,9 @@ def load_scorer(settings: ServeSettings) -> Scorer:
     from mechreward.tiny import model_path
 
     verifier = None if settings.verifier is None else verifier_of(settings.verifier, settings.strictness)
-    pack = load_pack(settings.pack)  # one that cannot be read is said before an SAE is loaded for it
     source = sae_source(settings.model, settings.sae, f"to read {settings.model}")
     sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer, k=settings.k)
-    reward = FeatureReward.from_pack(pack, sae)
+    reward = FeatureReward.from_pack(settings.pack, sae)
     if reward.gate_warning is not None and not settings.ungated:
         raise InputError(f"pack: {reward.gate_warning}; serve it all the same with --ungated")
     loaded = load_model(
