@@ -21,21 +21,12 @@ from mechreward.features import load_pack
 from mechreward.files import write_json
 from mechreward.inputs import Inputs, load_policy, open_folder, prepare
 from mechreward.models import LoadedModel
-from mechreward.pipeline import (
-    answers_to,
-    discover_pack,
-    finish,
-    get_sae,
-    judge_pack,
-    sample,
-    silent,
-    train_config,
-    verified,
-)
+from mechreward.pipeline import answers_to, discover_pack, get_sae, judge_pack, sample_known
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import save_responses
 from mechreward.rundir import stage_seed
 from mechreward.settings import make_settings, read_fields
+from mechreward.stages import finish, sample_baseline, silent, train_config, verified
 from mechreward.tasks import save_questions, split_questions
 from mechreward.training import DenseConfig, train_arm
 
@@ -66,7 +57,7 @@ class Options:
 class Trained:
     """One seed's end."""
 
-    inputs: Inputs
+    inputs: Inputs[ImproveConfig]
     folder: Path
     policy: LoadedModel
     results: dict[str, Any]
@@ -92,8 +83,8 @@ def train(config: ImproveConfig, arm: Arm, rewards: Rewards) -> Trained:
     inputs = prepare(config)
     folder = open_folder(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
-    sample(inputs, folder, "baseline", silent)
-    known = sample(inputs, folder, "known", silent)
+    sample_baseline(inputs, folder, silent)
+    known = sample_known(inputs, folder, silent)
     sae = get_sae(inputs, folder, known, silent)
     halves = split_questions(inputs.split.known, 0.5, stage_seed(config.seed, "gate"))
     pack, table = discover_pack(inputs, folder, sae, answers_to(known, halves.known), silent)
@@ -114,7 +105,7 @@ def train(config: ImproveConfig, arm: Arm, rewards: Rewards) -> Trained:
     seed = stage_seed(config.seed, "baseline")
     after = verified(inputs, policy, inputs.split.unknown, config.eval_samples, seed, lambda _: None)
     save_responses(folder / "responses" / f"final-{arm}.parquet", after)
-    outcome = finish(folder, compare_arms([arm], folder), started, gate)
+    outcome = finish(folder, compare_arms([arm], folder), started, gate["verdict"])
     return Trained(inputs, folder, policy, outcome.results)
 
 

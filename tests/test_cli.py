@@ -11,6 +11,8 @@ import pytest
 
 import mechreward
 from mechreward.cli import main
+from mechreward.cli.redteam_settings import RunSettings
+from mechreward.cli.redteam_targets import of_run
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -208,6 +210,20 @@ def test_gate_not_passed_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_
     assert str(out / "report.html") in said
 
 
+def test_train_ends_with_0_and_says_where_the_policy_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    short = "--limit 6 --steps 1 --eval-samples 1 --questions-per-step 1 --generations 2 --max-new-tokens 20".split()
+    with pytest.warns(UserWarning, match="does not record its questions"):
+        code, said, _ = run(
+            capsys, "train", "--pack", "tiny/reasoning_pack", "--questions", "tiny:easy", *short, "--out", str(out)
+        )
+    assert code == 0
+    assert f"policy (dense): {out}/checkpoints/dense/checkpoint-1\n" in said and f"report: {out}/report.html" in said
+    assert run(capsys, "train", "--questions", "tiny:easy")[0] == 2
+    settings = RunSettings(run=out, limit=1)
+    assert list(of_run(settings).models) == ["before", "dense"]
+
+
 def test_unknown_command_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(capsys, "imporve")
     assert (code, "'imporve' is not one of demo, improve" in error) == (2, True)
@@ -365,7 +381,7 @@ def test_help_comes_before_the_libraries_that_train() -> None:
     code = """
 import sys
 from mechreward.cli.main import main
-alone = "demo improve discover gate eval redteam report info".split()
+alone = "demo improve discover gate train eval redteam report info".split()
 grouped = {"sae": "train check layers info", "steer": "inspect generate sweep repair", "pack": "list"}
 grouped["features"] = "show"
 for verb in alone + [f"{group} {verb}" for group, verbs in grouped.items() for verb in verbs.split()]:
@@ -378,7 +394,7 @@ for verb in alone + [f"{group} {verb}" for group, verbs in grouped.items() for v
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
-    assert done.stdout.count("usage: mechreward") == 18
+    assert done.stdout.count("usage: mechreward") == 19
 
 
 def test_the_version_and_the_module(capsys: pytest.CaptureFixture[str]) -> None:

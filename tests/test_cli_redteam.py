@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from mechreward.cli.main import main
 from mechreward.cli.redteam_settings import RunSettings
-from mechreward.cli.redteam_targets import kept_policies, of_run
+from mechreward.cli.redteam_targets import of_run
 from mechreward.config import make_config
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
@@ -25,6 +25,7 @@ from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, sample_responses, verify_responses
 from mechreward.rundir import open_run
 from mechreward.sae import load_sae
+from mechreward.stages import kept_policies
 from mechreward.tasks import load_questions, load_split, save_questions, split_questions
 from mechreward.tiny import MODEL, SAE_FOLDER
 from mechreward.verifiers import gsm8k_exact_match

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mechreward"
 ROOMS = (
     "models tasks verifiers rollout chains sae probes features reward gates hacking steering training integrations "
-    "report config inputs comparison repairs views pipeline studies cli __main__"
+    "report config inputs comparison stages repairs views pipeline studies cli __main__"
 ).split()
 FOR_ALL = ("errors", "files", "settings", "recipe", "rundir", "tiny", "catalogs")
 """Modules that every room may import. They are no rooms and import none."""

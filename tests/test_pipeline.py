@@ -12,15 +12,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from mechreward.comparison import verdict_words
-from mechreward.config import ImproveConfig, make_config
+from mechreward.config import ImproveConfig, make_config, make_train_config
 from mechreward.errors import InputError
+from mechreward.features import load_pack, save_pack
 from mechreward.files import read_json
 from mechreward.inputs import prepare
-from mechreward.pipeline import get_sae, improve, sample, silent
+from mechreward.models import load_model
+from mechreward.pipeline import check_unseen, get_sae, improve, sample_known, train
 from mechreward.rollout import Response, load_responses
 from mechreward.rundir import stage_seed
+from mechreward.stages import answer_unknown, kept_policies, silent
 from mechreward.tasks import load_split
 from mechreward.views import RESPONSES, by_turns
 
@@ -166,6 +170,108 @@ def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path,
         pd.testing.assert_frame_equal(_sorted(out / name), _sorted(finished / name))
 
 
+def _trains(finished: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a run with the pack of `finished`, on the same questions."""
+    return QUICK | {"arms": ("dense",), "pack": str(finished / "pack.json")} | changes
+
+
+def test_train_with_the_gated_pack_is_the_main_jobs_own_arm(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    outcome = train(make_train_config(**_trains(finished), out=out))
+    assert outcome.passed and outcome.results["policies"] == {"dense": "checkpoints/dense/checkpoint-2"}
+    assert not [name for name in ("features.parquet", "gate1.json", "responses/known.parquet") if (out / name).exists()]
+    assert _metrics(out) == [row for row in _metrics(finished) if row["arm"] == "dense"]
+    whole = _sorted(finished / "rollouts.parquet")
+    pd.testing.assert_frame_equal(
+        _sorted(out / "rollouts.parquet"), whole[whole["arm"] == "dense"].reset_index(drop=True)
+    )
+    for name in ("baseline", "final-dense"):
+        ours, theirs = (_sorted(folder / "responses" / f"{name}.parquet") for folder in (out, finished))
+        pd.testing.assert_frame_equal(ours, theirs)
+    assert read_json(out / "results.json")["arms"]["dense"] == read_json(finished / "results.json")["arms"]["dense"]
+    again = train(make_train_config(**_trains(finished), out=out, resume=True))
+    assert _untimed(again.results) == _untimed(outcome.results)
+    page = outcome.report.read_text()
+    assert "The pack was given; gate 1: pass, AUROC within a question" in page
+    assert "mechreward train --config" in page and "checkpoints/dense/checkpoint-2" in page
+    # The file that the settings name holds another reward now.
+    mine = tmp_path / "mine.json"
+    save_pack(load_pack(finished / "pack.json"), mine)
+    stored = yaml.safe_load((out / "config.yaml").read_text()) | {"pack": str(mine), "ungated": True}
+    (out / "config.yaml").write_text(yaml.safe_dump(stored))
+    moved = make_train_config(**_trains(finished, pack=str(mine), ungated=True), out=out, resume=True)
+    assert _untimed(train(moved).results) == _untimed(outcome.results)
+    save_pack(load_pack(mine).model_copy(update={"pooling": "max"}), mine)
+    with pytest.raises(InputError, match="^resume: the pack are not those that the run"):
+        train(moved)
+
+
+def test_the_policy_a_run_names_is_the_one_it_tested(finished: Path) -> None:
+    inputs = prepare(make_config(**QUICK))
+    assert read_json(finished / "results.json")["policies"].keys() == {"outcome", "dense"}
+    policy = load_model(kept_policies(finished)["dense"])
+    answers = answer_unknown(inputs, policy)
+    kept = load_responses(finished / "responses" / "final-dense.parquet")
+    assert [(a.question_id, a.completion_ids) for a in answers] == [(k.question_id, k.completion_ids) for k in kept]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pack": "nowhere.json"}, "pack: nowhere.json is neither a file nor a bundled pack"),
+        ({"known": 0.3}, "questions: pack tiny/tiny-easy was found on "),
+        ({"eval_questions": "tiny:easy"}, "eval_questions: 150 of these 200 questions are KNOWN ones too"),
+        ({"eval_questions": "nowhere.csv"}, "eval_questions: "),
+        ({"layer": 2}, "sae: is needed to read the pack"),
+        ({"model": "other"}, "sae: is needed to read the pack"),
+        ({"eval_limit": 5}, "eval_limit: 5 is of eval_questions, which were not given"),
+        ({"eval_questions": "tiny:long", "known": 0.5}, "known: 0.5 is not allowed with eval_questions"),
+        ({"n_features": 3}, "n_features: there is no such field"),
+    ],
+)
+def test_train_finds_bad_input_before_anything_is_written(
+    finished: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    fields = _trains(finished, **change)
+    if "eval_questions" in change and "known" not in change:
+        del fields["known"]
+    with pytest.raises(InputError) as error:
+        train(make_train_config(**fields, out=tmp_path / "run"))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_without_a_passed_gate_trains_only_when_told_to(finished: Path, tmp_path: Path) -> None:
+    ungated = load_pack(finished / "pack.json").model_copy(update={"validation": None})
+    save_pack(ungated, tmp_path / "pack.json")
+    fields = {
+        "questions": "tiny:easy", "eval_questions": "tiny:long", "limit": 6, "eval_limit": 3, "steps": 1,
+        "eval_samples": 1, "questions_per_step": 1, "generations": 2, "max_new_tokens": 20,
+        "pack": str(tmp_path / "pack.json"), "out": tmp_path / "run",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="^pack: tiny/tiny-easy .* carries no passed gate.*; train .* with --ungated$"):
+        train(make_train_config(**fields))
+    assert not (tmp_path / "run").exists()
+    outcome = train(make_train_config(**fields, ungated=True))
+    assert not outcome.passed and outcome.verdict.startswith("Trained without a passed gate (gate 1: not run). Dense")
+    assert "The pack was given; gate 1: not run. Trained all the same (ungated)." in outcome.report.read_text()
+    split = load_split(tmp_path / "run" / "questions.parquet")
+    assert ([len(side) for side in split], {q.id[:5] for q in split.unknown}) == ([6, 3], {"eval-"})
+    rollouts = pd.read_parquet(tmp_path / "run" / "rollouts.parquet")
+    assert set(rollouts["question_id"]) <= {q.id for q in split.known}
+
+
+def test_a_pack_that_does_not_name_its_questions_is_warned_of(finished: Path) -> None:
+    pack = load_pack(finished / "pack.json")
+    inputs = prepare(make_train_config(**_trains(finished)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_unseen(inputs, pack)
+    with pytest.warns(UserWarning, match="^pack: tiny/tiny-easy does not record its questions"):
+        check_unseen(inputs, pack.model_copy(update={"provenance": {}}))
+
+
 def _untimed(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMINGS}
 
@@ -257,7 +363,7 @@ def test_bundled_sae_and_own_sae() -> None:
 def test_a_given_sae_is_checked_on_the_known_responses(tmp_path: Path) -> None:
     """Healthy: recorded without a word. Said to read another block: recorded, and warned of, once."""
     inputs = prepare(make_config(**QUICK | {"limit": 10, "max_new_tokens": 40, "samples": 2}))
-    responses = sample(inputs, tmp_path, "known", silent)
+    responses = sample_known(inputs, tmp_path, silent)
     sae = inputs.sae
     assert sae is not None
     with warnings.catch_warnings():

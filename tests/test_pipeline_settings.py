@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from mechreward import pipeline
+from mechreward import pipeline, stages
 from mechreward.config import make_config
 from mechreward.features import ContrastTable, FeaturePack, load_pack
 from mechreward.files import read_json, read_jsonl
@@ -59,15 +60,17 @@ def answers(questions: Sequence[Question], right: int) -> list[Response]:
     ]
 
 
-def recorded(patch: pytest.MonkeyPatch, name: str, result: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Puts a recorder in the place of one of the pipeline's functions; `result` may be a function of its arguments."""
+def recorded(
+    patch: pytest.MonkeyPatch, name: str, result: Any, room: ModuleType = pipeline
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Puts a recorder in the place of one of the room's functions; `result` may be a function of its arguments."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def stand_in(*arguments: Any, **options: Any) -> Any:
         calls.append((arguments, options))
         return result(*arguments, **options) if isinstance(result, Callable) else result  # type: ignore[arg-type]
 
-    patch.setattr(pipeline, name, stand_in)
+    patch.setattr(room, name, stand_in)
     return calls
 
 
@@ -76,15 +79,15 @@ def test_answers_are_drawn_as_the_settings_say(inputs: Inputs, tmp_path: Path, m
         options["on_batch"]([None] * 4)
         return answers(questions, 2)
 
-    drawn = recorded(monkeypatch, "sample_responses", draw)
-    recorded(monkeypatch, "verify_responses", lambda responses, *_: responses)
+    drawn = recorded(monkeypatch, "sample_responses", draw, stages)
+    recorded(monkeypatch, "verify_responses", lambda responses, *_: responses, stages)
     policy, done = replace(inputs.loaded, name="trained"), []
-    for stage in ("known", "baseline"):
-        found = pipeline.sample(inputs, tmp_path, stage, pipeline.silent)
+    for stage, sample in (("known", pipeline.sample_known), ("baseline", stages.sample_baseline)):
+        found = sample(inputs, tmp_path, stages.silent)
         assert load_responses(tmp_path / "responses" / f"{stage}.parquet") == found
-        assert pipeline.sample(inputs, tmp_path, stage, pipeline.silent) == found
-    pipeline.answer_unknown(inputs, policy)
-    pipeline.verified(inputs, policy, inputs.split.known, 6, 7, done.append)
+        assert sample(inputs, tmp_path, stages.silent) == found
+    stages.answer_unknown(inputs, policy)
+    stages.verified(inputs, policy, inputs.split.known, 6, 7, done.append)
     asked = [(loaded.name, questions, options["n"], options["seed"]) for (loaded, questions), options in drawn]
     assert asked == [
         ("m", inputs.split.known, 3, stage_seed(9, "known")),
@@ -103,7 +106,7 @@ def test_discovery_is_asked_for_what_the_settings_say(
     found, built = recorded(monkeypatch, "discover", table), recorded(monkeypatch, "build_pack", pack)
     recorded(monkeypatch, "save_contrast", None)
     given = answers(inputs.split.known, 4)
-    assert pipeline.discover_pack(inputs, tmp_path, sae, given, pipeline.silent) == (pack, table)
+    assert pipeline.discover_pack(inputs, tmp_path, sae, given, stages.silent) == (pack, table)
     assert found == [((inputs.loaded, sae, given), {"pooling": "last_4", "seed": stage_seed(9, "discover")})]
     ((arguments, options),) = built
     assert arguments == (table, sae) and (options["n_features"], options["signs"]) == (6, "balanced")
@@ -120,10 +123,11 @@ def test_the_gate_sees_the_half_that_discovery_has_not_seen_and_its_verdict_coun
     given = answers(inputs.split.known, 4)
     results = {"arms": {"dense": {}}, "between": [], "verdict": "It rose."}
     for name, result in (
-        ("prepare", inputs), ("open_folder", tmp_path), ("sample", given), ("get_sae", sae), ("run_repairs", {}),
-        ("write_report", tmp_path / "r.html"), ("write_views", None), ("compare_arms", results), ("load_pack", pack),
+        ("prepare", inputs), ("open_folder", tmp_path), ("sample_baseline", given), ("sample_known", given),
+        ("get_sae", sae), ("run_repairs", {}), ("write_views", None), ("compare_arms", results), ("load_pack", pack),
     ):  # fmt: skip
         recorded(monkeypatch, name, result)
+    recorded(monkeypatch, "write_report", tmp_path / "r.html", stages)
     found = recorded(monkeypatch, "discover_pack", (pack, table))
     judged = recorded(monkeypatch, "judge_pack", {"verdict": "inconclusive", "reason": "too few"})
     trained = recorded(monkeypatch, "run_arm", None)
@@ -156,14 +160,14 @@ def test_an_arm_is_trained_as_the_settings_say(
         evaluate(policy, 4)
         return policy
 
-    recorded(monkeypatch, "load_policy", fresh)
-    trained = recorded(monkeypatch, "train_arm", train)
-    asked = recorded(monkeypatch, "answer_unknown", answers(inputs.split.unknown, 6))
+    recorded(monkeypatch, "load_policy", fresh, stages)
+    trained = recorded(monkeypatch, "train_arm", train, stages)
+    asked = recorded(monkeypatch, "answer_unknown", answers(inputs.split.unknown, 6), stages)
     save_responses(tmp_path / "responses" / "baseline.parquet", answers(inputs.split.unknown, 2))
     reward = FeatureReward(pack, sae)
     # A run that was killed while it wrote its first row.
     (tmp_path / "metrics.jsonl").write_text('{"arm": "outc')
-    pipeline.run_arm(inputs, tmp_path, arm, reward, pipeline.silent)
+    stages.run_arm(inputs, tmp_path, arm, reward, stages.silent)
     ((arguments, options),) = trained
     loaded, questions, (first, _), config, folder = arguments
     assert (loaded, questions, first, folder) == (fresh, inputs.split.known, reward, tmp_path / "checkpoints" / arm)
@@ -175,5 +179,5 @@ def test_an_arm_is_trained_as_the_settings_say(
     rows = [(row["arm"], row["seed"], row["step"], row["accuracy"]) for row in read_jsonl(tmp_path / "metrics.jsonl")]
     assert rows == [(arm, 9, 0, 0.25), (arm, 9, 4, 0.75)]
     assert load_responses(tmp_path / "responses" / f"final-{arm}.parquet") == answers(inputs.split.unknown, 6)
-    pipeline.run_arm(inputs, tmp_path, arm, reward, pipeline.silent)
+    stages.run_arm(inputs, tmp_path, arm, reward, stages.silent)
     assert len(trained) == 1, "what is there is not trained again"

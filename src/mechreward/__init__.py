@@ -44,6 +44,7 @@ _HOMES = {
     "load_sae": "sae",
     "load_topk_sae": "sae",
     "make_config": "config",
+    "make_train_config": "config",
     "pooled_activations": "features",
     "read_residuals": "models",
     "sample_responses": "rollout",

@@ -1,4 +1,8 @@
-"""What a run of the main job is told: one flat, strict record, the same in YAML, on the command line and in Python."""
+"""What a run is told that trains a policy: flat, strict records, the same in YAML, on the command line and in Python.
+
+`RunConfig` holds what all such runs share; `ImproveConfig` is the main job's, `TrainRunConfig` that of a run which is
+given a pack.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ Arm = Literal["outcome", "dense"]
 RepairArm = Literal["rejection_sft", "repair_sft", "repair_dpo", "repair_cdpo"]
 
 
-class ImproveConfig(Settings):
-    """Questions and a model in; a gated dense reward, a trained policy and a report out."""
+class RunConfig(Settings):
+    """Questions, a model and GRPO on the answers to them."""
 
     questions: str
     """A .jsonl, .csv or .parquet file, `tiny:easy`, `tiny:long`, `reasoning-gym:NAME`, or a Hugging Face dataset id."""
@@ -49,9 +53,13 @@ class ImproveConfig(Settings):
     """Use only the first so many questions."""
     known: Share = 0.6
     """Share of the questions that are KNOWN (discovery, gate, training); the others are UNKNOWN and only tested on."""
+    eval_questions: str | None = None
+    """Another source of the same form, whose questions are UNKNOWN; all of `questions` are KNOWN then."""
+    eval_split: str | None = None
+    """Its split, if it is a Hugging Face dataset; `split` if left out."""
+    eval_limit: Count | None = None
+    """Use only the first so many of its questions."""
 
-    samples: Annotated[int, Field(ge=2)] = 8
-    """Responses sampled for each KNOWN question."""
     eval_samples: Count = 4
     """Responses sampled for each UNKNOWN question at every evaluation."""
     max_new_tokens: Count = 256
@@ -62,11 +70,95 @@ class ImproveConfig(Settings):
     """Responses sampled at a time."""
 
     sae: str | None = None
-    """An SAE: a folder on disk or a SAE Lens release. None trains one on the model's own responses."""
+    """An SAE: a folder or file on disk, or a SAE Lens release; of the model `tiny` the bundled one if left out."""
     sae_id: str | None = None
     """Which SAE of a release."""
     sae_file_k: Count | None = None
     """Active features a token of the SAE given, where its file does not say (Qwen-Scope)."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Decoder block that the SAE reads (0-based), where its file does not say."""
+    ungated: bool = False
+    """Train even with a pack that carries no passed gate. The report says so."""
+
+    arms: tuple[Arm, ...] = ("dense",)
+    """What GRPO trains: `outcome` (answers alone), `dense` (answers and features)."""
+    steps: Count = 40
+    """Optimiser steps an arm."""
+    questions_per_step: Count = 16
+    """Questions a step; times `generations` responses."""
+    generations: Annotated[int, Field(ge=2)] = 8
+    """Responses a question in a training step (the GRPO group)."""
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of a LoRA adapter on all linear layers; 0 trains every weight."""
+    beta: NotNegative = 0.02
+    """Weight of the KL term against the starting model, in every arm; 0 turns it off."""
+    dense_weight: NotNegative = 0.3
+    """RMS of the dense advantage as a share of the outcome advantage's."""
+    credit: Literal["per_token", "return_to_go", "potential", "step", "trajectory", "stage3"] = "per_token"
+    """How token rewards become token advantages."""
+    step_end: Annotated[str, Field(min_length=1)] = "\n"
+    """For credit `step`: a token whose text contains this ends a step."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount of `return_to_go` and `potential`."""
+    eval_every: Count = 10
+    """Steps between evaluations on UNKNOWN."""
+    save_every: Count = 10
+    """Steps between checkpoints; a killed run goes on from the last one."""
+
+    seed: int = 0
+    """Every random choice follows from it."""
+    out: Path = Path("runs/improve")
+    """The run directory."""
+    resume: bool = False
+    """Go on with the run in `out` where it stopped."""
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> RunConfig:
+        if self.eval_questions is None:
+            for name in ("eval_split", "eval_limit"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: {getattr(self, name)!r} is of eval_questions, which were not given")
+        elif self.known != RunConfig.model_fields["known"].default:
+            raise ValueError(f"known: {self.known} is not allowed with eval_questions; all of questions are KNOWN then")
+        return self
+
+    @property
+    def grpo_arms(self) -> tuple[Arm, ...]:
+        """What GRPO trains."""
+        return self.arms
+
+    @property
+    def repair_arms(self) -> tuple[RepairArm, ...]:
+        """What is fine-tuned on repaired chains."""
+        return ()
+
+
+class TrainRunConfig(RunConfig):
+    """Trains a policy by GRPO on right answers and the features of a gated pack, and tests it on other questions."""
+
+    pack: str
+    """The feature pack: a file, or a bundled pack's name."""
+    known: Share = 0.6
+    """Share of the questions that are KNOWN, and trained on; the others are UNKNOWN and only tested on."""
+    out: Path = Path("runs/train")
+    """The run directory."""
+
+    @model_validator(mode="after")
+    def _sae_given(self) -> TrainRunConfig:
+        if self.sae is None and (self.model != "tiny" or self.layer is not None):
+            raise ValueError("sae: is needed to read the pack; name a folder or file, or a SAE Lens release")
+        return self
+
+
+class ImproveConfig(RunConfig):
+    """Questions and a model in; a gated dense reward, a trained policy and a report out."""
+
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Responses sampled for each KNOWN question."""
+    sae: str | None = None
+    """An SAE: a folder on disk or a SAE Lens release. None trains one on the model's own responses."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """Decoder block to read (0-based). Needed to train an SAE, or where the file of one does not say."""
     sae_expansion: Count = 8
@@ -105,39 +197,6 @@ class ImproveConfig(Settings):
     """For repair: constant learning rate of SFT."""
     dpo_learning_rate: Positive = 3e-5
     """For repair: constant learning rate of DPO and cDPO."""
-    arms: tuple[Arm, ...] = ("dense",)
-    """What GRPO trains: `outcome` (answers alone), `dense` (answers and features)."""
-    steps: Count = 40
-    """Optimiser steps an arm."""
-    questions_per_step: Count = 16
-    """Questions a step; times `generations` responses."""
-    generations: Annotated[int, Field(ge=2)] = 8
-    """Responses a question in a training step (the GRPO group)."""
-    learning_rate: Positive = 1e-5
-    """Peak learning rate of AdamW."""
-    lora_rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of a LoRA adapter on all linear layers; 0 trains every weight."""
-    beta: NotNegative = 0.02
-    """Weight of the KL term against the starting model, in every arm; 0 turns it off."""
-    dense_weight: NotNegative = 0.3
-    """RMS of the dense advantage as a share of the outcome advantage's."""
-    credit: Literal["per_token", "return_to_go", "potential", "step", "trajectory", "stage3"] = "per_token"
-    """How token rewards become token advantages."""
-    step_end: Annotated[str, Field(min_length=1)] = "\n"
-    """For credit `step`: a token whose text contains this ends a step."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Discount of `return_to_go` and `potential`."""
-    eval_every: Count = 10
-    """Steps between evaluations on UNKNOWN."""
-    save_every: Count = 10
-    """Steps between checkpoints; a killed run goes on from the last one."""
-
-    seed: int = 0
-    """Every random choice follows from it."""
-    out: Path = Path("runs/improve")
-    """The run directory."""
-    resume: bool = False
-    """Go on with the run in `out` where it stopped."""
 
     @model_validator(mode="after")
     def _signs_fit(self) -> ImproveConfig:
@@ -159,9 +218,18 @@ class ImproveConfig(Settings):
 
 
 def make_config(**values: Any) -> ImproveConfig:
-    """Builds a configuration.
+    """Builds a configuration of the main job.
 
     Raises:
         InputError: naming the first bad field, its value and what is allowed.
     """
     return make_settings(ImproveConfig, values)
+
+
+def make_train_config(**values: Any) -> TrainRunConfig:
+    """Builds a configuration of a run with a pack that is there.
+
+    Raises:
+        InputError: as `make_config`.
+    """
+    return make_settings(TrainRunConfig, values)

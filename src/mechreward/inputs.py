@@ -6,17 +6,25 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from mechreward import tiny
-from mechreward.config import ImproveConfig
+from mechreward.config import RunConfig
 from mechreward.errors import InputError, named
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
 from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run
 from mechreward.sae import SAE, SAECheck, check_on_model, load_sae
-from mechreward.tasks import QUESTION_SETTINGS, Columns, QuestionSplit, load_questions, split_questions
+from mechreward.tasks import (
+    QUESTION_SETTINGS,
+    Columns,
+    Question,
+    QuestionSplit,
+    join_sides,
+    load_questions,
+    split_questions,
+)
 from mechreward.verifiers import Verdict, Verifier, get_verifier
 
 PACKAGES = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -25,11 +33,15 @@ FIT = "sae.json"
 """How an SAE fits the model, beside what was found with it."""
 
 
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT_co = TypeVar("ConfigT_co", bound=RunConfig, covariant=True)
+
+
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Generic[ConfigT_co]):
     """Everything a run needs, loaded and checked before its folder is made."""
 
-    config: ImproveConfig
+    config: ConfigT_co
     split: QuestionSplit
     verifier: Verifier
     loaded: LoadedModel
@@ -38,32 +50,23 @@ class Inputs:
     """None if one is to be trained."""
 
 
-def prepare(config: ImproveConfig) -> Inputs:
+def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     """Loads and checks questions, model and SAE. Writes nothing.
+
+    Args:
+        sae: the SAE that the settings name, if it is loaded already.
 
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
     verifier = verifier_of(config.verifier, config.strictness)
-    columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
-    with named(source="questions", **QUESTION_SETTINGS):
-        questions = load_questions(
-            config.questions,
-            columns=columns,
-            split=config.split,
-            limit=config.limit,
-            seed=config.seed,
-            prompt_format=config.prompt_format,
-            options=dict(config.generator_options),
-        )
-    check_answers(questions, verifier)
-    split = split_questions(questions, config.known, config.seed)
+    split = load_sides(config, verifier)
     if config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
     eos_ids(loaded)
-    tokenise_prompts(loaded, questions, max_new_tokens=config.max_new_tokens, chat=config.chat)
-    sae = load_given_sae(config)
+    tokenise_prompts(loaded, [*split.known, *split.unknown], max_new_tokens=config.max_new_tokens, chat=config.chat)
+    sae = load_given_sae(config) if sae is None else sae
     layer = sae.meta.layer if sae is not None else config.layer
     assert layer is not None
     check_layer(loaded.model, layer)
@@ -73,6 +76,38 @@ def prepare(config: ImproveConfig) -> Inputs:
             f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
         )
     return Inputs(config, split, verifier, loaded, layer, sae)
+
+
+def load_sides(config: RunConfig, verifier: Verifier) -> QuestionSplit:
+    """KNOWN and UNKNOWN questions: shares of one source, or two sources.
+
+    Raises:
+        InputError: as `load_questions`, `check_answers`, `split_questions` and `join_sides`.
+    """
+    with named(source="questions"):
+        questions = _questions(config, config.questions, config.split, config.limit)
+    check_answers(questions, verifier)
+    if config.eval_questions is None:
+        return split_questions(questions, config.known, config.seed)
+    with named(source="eval_questions", limit="eval_limit", split="eval_split"):
+        others = _questions(config, config.eval_questions, config.eval_split or config.split, config.eval_limit)
+    check_answers(others, verifier)
+    with named(unknown="eval_questions"):
+        return join_sides(questions, others)
+
+
+def _questions(config: RunConfig, source: str, split: str, limit: int | None) -> list[Question]:
+    columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
+    with named(**QUESTION_SETTINGS):
+        return load_questions(
+            source,
+            columns=columns,
+            split=split,
+            limit=limit,
+            seed=config.seed,
+            prompt_format=config.prompt_format,
+            options=dict(config.generator_options),
+        )
 
 
 def verifier_of(name: str, strictness: Literal["strict", "lenient"]) -> Verifier:
@@ -92,16 +127,16 @@ def verifier_of(name: str, strictness: Literal["strict", "lenient"]) -> Verifier
     return judge
 
 
-def load_policy(config: ImproveConfig) -> LoadedModel:
+def load_policy(config: RunConfig) -> LoadedModel:
     return load_model(tiny.model_path(config.model), adapter=config.adapter, dtype=config.dtype, device=config.device)
 
 
-def load_run_sae(config: ImproveConfig, folder: Path) -> SAE:
+def load_run_sae(config: RunConfig, folder: Path) -> SAE:
     """The SAE of the run in `folder`: the one it was given, or the one that it trained there."""
     return load_given_sae(config) or load_sae(folder / "sae", device=config.device)
 
 
-def load_given_sae(config: ImproveConfig) -> SAE | None:
+def load_given_sae(config: RunConfig) -> SAE | None:
     """The SAE that the settings name, the bundled one for the bundled model; None if one is to be trained."""
     bundled = config.model == "tiny" and config.sae is None and config.layer is None
     source = str(tiny.SAE_FOLDER) if bundled else config.sae
@@ -119,15 +154,18 @@ def check_given_sae(sae: SAE, loaded: LoadedModel, responses: Sequence[Response]
     return check
 
 
-def open_folder(inputs: Inputs) -> Path:
+def open_folder(inputs: Inputs[RunConfig], **hashes: str) -> Path:
     """Makes the run directory, or with `resume` finds the one a killed run left.
+
+    Args:
+        hashes: of what else the run starts from, by its name.
 
     Raises:
         InputError: if it holds a run and `resume` is off, another configuration, or cannot be written to.
     """
     config = inputs.config
     asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
-    hashes = {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
+    hashes |= {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
     manifest = make_manifest(seed=config.seed, device=str(find_device(config.device)), packages=PACKAGES, hashes=hashes)
     # How many runs of a study at a time changes nothing in them.
     settings = config.model_dump(mode="json", exclude={"out", "resume", "workers"})

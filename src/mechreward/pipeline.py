@@ -13,21 +13,20 @@
 8. report     one HTML page
 
 UNKNOWN questions are only ever sampled for evaluation. A run whose gate did not pass stops after stage 5 unless it was
-told to go on ungated.
+told to go on ungated. `train` has a pack already: it goes from stage 1 to stage 6.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from mechreward.comparison import accuracy, compare_arms
-from mechreward.config import Arm, ImproveConfig
+from mechreward.comparison import compare_arms
+from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError
 from mechreward.features import (
     ContrastTable,
@@ -41,50 +40,17 @@ from mechreward.features import (
     save_contrast,
     save_pack,
 )
-from mechreward.files import append_row, read_json, read_jsonl, write_json
-from mechreward.gates import gate1
-from mechreward.inputs import FIT, Inputs, check_given_sae, load_policy, open_folder, prepare
-from mechreward.models import LoadedModel
+from mechreward.files import read_json, write_json
+from mechreward.gates import check_held_out, gate1
+from mechreward.inputs import FIT, Inputs, check_given_sae, load_given_sae, open_folder, prepare
 from mechreward.repairs import check_repair, run_repairs
-from mechreward.report import write_report
-from mechreward.reward import FeatureReward, OutcomeReward
-from mechreward.rollout import Response, load_responses, sample_responses, save_responses, verify_responses
+from mechreward.reward import FeatureReward
+from mechreward.rollout import Response, tokenise_prompts
 from mechreward.rundir import stage_seed
 from mechreward.sae import SAE, Watch, load_sae, own_meta, own_shape, save_sae, train_own_sae
+from mechreward.stages import Outcome, StageProgress, answer_unknown, finish, run_arm, sample_baseline, sampled, silent
 from mechreward.tasks import Question, save_questions, split_questions
-from mechreward.training import DenseConfig, TrainConfig, train_arm
 from mechreward.views import write_views
-
-
-@runtime_checkable
-class StageProgress(Protocol):
-    """Where a run tells what it is doing; the command line draws it, `silent` does not."""
-
-    def stage(self, title: str, total: int | None = None) -> Any:
-        """A context manager around one stage, yielding a function that counts `n` more units as done."""
-
-
-class _Silent:
-    @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
-        yield lambda _: None
-
-
-silent = _Silent()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What `improve` came to."""
-
-    folder: Path
-    report: Path
-    verdict: str
-    """One or two sentences."""
-    passed: bool
-    """Whether Gate 1 passed."""
-    results: dict[str, Any]
-    """What `results.json` holds."""
 
 
 def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
@@ -99,8 +65,8 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     check_repair(inputs)
     folder = open_folder(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
-    sample(inputs, folder, "baseline", progress)
-    responses = sample(inputs, folder, "known", progress)
+    sample_baseline(inputs, folder, progress)
+    responses = sample_known(inputs, folder, progress)
     try:
         sae = get_sae(inputs, folder, responses, progress)
         halves = split_questions(inputs.split.known, 0.5, stage_seed(config.seed, "gate"))
@@ -117,7 +83,7 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
         raise
     if gate["verdict"] != "pass" and not config.ungated:
         verdict = f"Gate 1 did not pass ({gate['verdict']}): {gate['reason']}. Nothing was trained."
-        return finish(folder, {"verdict": verdict, "arms": {}}, started, gate)
+        return finish(folder, {"verdict": verdict, "arms": {}}, started, gate["verdict"])
     for arm in config.grpo_arms:
         run_arm(inputs, folder, arm, FeatureReward(load_pack(folder / "pack.json"), sae), progress)
     try:
@@ -125,55 +91,60 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
     except InputError as error:
         results = compare_arms(config.grpo_arms, folder)
         words = f"{results['verdict']} Repair stopped: {error}.".strip()
-        outcome = finish(folder, results | {"verdict": words}, started, gate)
+        outcome = finish(folder, results | {"verdict": words}, started, gate["verdict"])
         if isinstance(error, NoFeatures):
             return outcome
         raise
     write_views(inputs, folder, sae)
-    return finish(folder, compare_arms([*config.grpo_arms, *config.repair_arms], folder) | repairs, started, gate)
+    results = compare_arms([*config.grpo_arms, *config.repair_arms], folder) | repairs
+    return finish(folder, results, started, gate["verdict"])
 
 
-def sample(inputs: Inputs, folder: Path, stage: str, progress: StageProgress) -> list[Response]:
-    """Responses of the untrained model to UNKNOWN ("baseline") or KNOWN ("known") questions."""
-    path = folder / "responses" / f"{stage}.parquet"
-    if path.exists():
-        return load_responses(path)
-    questions = inputs.split.known if stage == "known" else inputs.split.unknown
-    n = inputs.config.samples if stage == "known" else inputs.config.eval_samples
-    with progress.stage(f"sample {stage}: {len(questions)} questions x {n}", len(questions) * n) as advance:
-        responses = verified(inputs, inputs.loaded, questions, n, stage_seed(inputs.config.seed, stage), advance)
-    save_responses(path, responses)
-    return responses
+def train(config: TrainRunConfig, progress: StageProgress = silent) -> Outcome:
+    """Trains with a pack that is there, or goes on with it (`config.resume`): stages 1, 6, 7 and 8 of the main job.
+
+    Raises:
+        InputError: bad input, found before anything is written. Among it is a pack without a passed gate, unless
+            `ungated`, and one that was found on questions which it would be tested on.
+    """
+    started = time.perf_counter()
+    sae = load_given_sae(config)
+    assert sae is not None  # the settings see to it
+    reward = FeatureReward.from_pack(config.pack, sae)
+    if reward.gate_warning is not None and not config.ungated:
+        raise InputError(f"{reward.gate_warning}; train with it all the same with --ungated")
+    inputs = prepare(config, sae)
+    reward.check_model(inputs.loaded.model)
+    check_unseen(inputs, reward.pack)
+    folder = open_folder(inputs, pack=reward.spec_hash)
+    save_questions(folder / "questions.parquet", inputs.split)
+    save_pack(reward.pack, folder / "pack.json")
+    record_fit(inputs, folder, sae, sample_baseline(inputs, folder, progress))
+    for arm in config.arms:
+        run_arm(inputs, folder, arm, reward, progress)
+    write_views(inputs, folder, sae)
+    gate = "pass" if reward.gate_passed else reward.pack.status
+    return finish(folder, compare_arms(config.arms, folder), started, gate)
 
 
-def verified(
-    inputs: Inputs,
-    loaded: LoadedModel,
-    questions: Sequence[Question],
-    n: int,
-    seed: int,
-    advance: Callable[[int], None],
-) -> list[Response]:
-    """`n` verified responses of `loaded` to each question; `advance` is told how many more there are."""
+def check_unseen(inputs: Inputs[RunConfig], pack: FeaturePack) -> None:
+    """Checks that the pack was found on none of the UNKNOWN questions; warns if it does not record its own.
+
+    Raises:
+        InputError: naming how many of them it was found on.
+    """
+    if not pack.found_on:
+        warnings.warn(f"pack: {pack.name} does not record its questions, which may be UNKNOWN ones", stacklevel=2)
     config = inputs.config
-    responses = sample_responses(
-        loaded,
-        questions,
-        n=n,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        batch_size=config.batch_size,
-        seed=seed,
-        chat=config.chat,
-        on_batch=lambda batch: advance(len(batch)),
+    prompts = tokenise_prompts(
+        inputs.loaded, inputs.split.unknown, max_new_tokens=config.max_new_tokens, chat=config.chat
     )
-    return verify_responses(responses, questions, inputs.verifier)
+    check_held_out(pack, prompts, "test on others with --eval-questions, or train and test on other rows")
 
 
-def answer_unknown(inputs: Inputs, policy: LoadedModel) -> list[Response]:
-    """A policy's verified responses to UNKNOWN questions, sampled with the seeds of the baseline."""
-    seed = stage_seed(inputs.config.seed, "baseline")
-    return verified(inputs, policy, inputs.split.unknown, inputs.config.eval_samples, seed, lambda _: None)
+def sample_known(inputs: Inputs[ImproveConfig], folder: Path, progress: StageProgress) -> list[Response]:
+    """Responses of the untrained model to KNOWN questions."""
+    return sampled(inputs, folder, "known", inputs.split.known, inputs.config.samples, progress)
 
 
 def answers_to(responses: Sequence[Response], questions: Sequence[Question]) -> list[Response]:
@@ -181,12 +152,17 @@ def answers_to(responses: Sequence[Response], questions: Sequence[Question]) -> 
     return [response for response in responses if response.question_id in ids]
 
 
-def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progress: StageProgress) -> SAE:
+def record_fit(inputs: Inputs[RunConfig], folder: Path, sae: SAE, responses: Sequence[Response]) -> None:
+    """How a given SAE fits the responses' residuals, kept in the run directory; warns of what is likely wrong."""
+    if not (folder / FIT).exists():
+        write_json(folder / FIT, check_given_sae(sae, inputs.loaded, responses).to_dict())
+
+
+def get_sae(inputs: Inputs[ImproveConfig], folder: Path, responses: Sequence[Response], progress: StageProgress) -> SAE:
     """The SAE given, or one trained on the KNOWN responses' residuals and kept in the run directory."""
     config = inputs.config
     if inputs.sae is not None:
-        if not (folder / FIT).exists():
-            write_json(folder / FIT, check_given_sae(inputs.sae, inputs.loaded, responses).to_dict())
+        record_fit(inputs, folder, inputs.sae, responses)
         return inputs.sae
     if (folder / "sae" / "cfg.json").exists():
         return load_sae(folder / "sae", device=config.device)
@@ -217,7 +193,7 @@ def get_sae(inputs: Inputs, folder: Path, responses: Sequence[Response], progres
 
 
 def discover_pack(
-    inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response], progress: StageProgress
+    inputs: Inputs[ImproveConfig], folder: Path, sae: SAE, responses: Sequence[Response], progress: StageProgress
 ) -> tuple[FeaturePack, ContrastTable]:
     """Within-question contrast of every feature on the discovery half of KNOWN."""
     config = inputs.config
@@ -247,7 +223,7 @@ def discover_pack(
 
 
 def judge_pack(
-    inputs: Inputs,
+    inputs: Inputs[ImproveConfig],
     folder: Path,
     reward: FeatureReward,
     table: ContrastTable,
@@ -264,59 +240,3 @@ def judge_pack(
     save_pack(reward.pack.model_copy(update={"validation": result.validation()}), folder / "pack.json")
     write_json(path, result.to_dict())
     return result.to_dict()
-
-
-def run_arm(inputs: Inputs, folder: Path, arm: Arm, reward: FeatureReward, progress: StageProgress) -> None:
-    """Trains one arm on KNOWN and samples UNKNOWN with it, with the seeds of the baseline.
-
-    Both arms read and log the features; in the `outcome` arm their weight is 0, which is TRL's own GRPO bit for bit.
-    """
-    config = inputs.config
-    path = folder / "responses" / f"final-{arm}.parquet"
-    if path.exists():
-        return
-    metrics = folder / "metrics.jsonl"
-    with progress.stage(f"train {arm}: {config.steps} steps", config.steps) as advance:
-
-        def evaluate(policy: LoadedModel, step: int) -> None:
-            advance(config.eval_every)
-            numbers = accuracy(answer_unknown(inputs, policy))
-            append_row(metrics, {"arm": arm, "seed": config.seed, "step": step, "kind": "eval"} | numbers)
-
-        if not any(row["arm"] == arm for row in read_jsonl(metrics)):
-            baseline = load_responses(folder / "responses" / "baseline.parquet")
-            append_row(metrics, {"arm": arm, "seed": config.seed, "step": 0, "kind": "eval"} | accuracy(baseline))
-        policy = train_arm(
-            load_policy(config),
-            inputs.split.known,
-            [reward, OutcomeReward(inputs.verifier)],
-            train_config(config),
-            folder / "checkpoints" / arm,
-            arm=arm,
-            dense=DenseConfig(
-                weight=config.dense_weight if arm == "dense" else 0.0,
-                credit=config.credit,
-                gamma=config.gamma,
-                step_end=config.step_end,
-            ),
-            metrics_path=metrics,
-            rollouts_path=folder / "rollouts.parquet",
-            evaluate=evaluate,
-        )
-    with progress.stage(f"evaluate {arm}: {len(inputs.split.unknown)} questions x {config.eval_samples}"):
-        save_responses(path, answer_unknown(inputs, policy))
-
-
-def train_config(config: ImproveConfig) -> TrainConfig:
-    """What of a run's settings training takes."""
-    same = set(TrainConfig.__dataclass_fields__) & set(ImproveConfig.model_fields)
-    return TrainConfig(**{field: getattr(config, field) for field in same})
-
-
-def finish(folder: Path, results: dict[str, Any], started: float, gate: dict[str, Any] | None = None) -> Outcome:
-    """Writes `results.json` and the report."""
-    passed = gate is not None and gate["verdict"] == "pass"
-    if results["arms"] and not passed:
-        results["verdict"] = f"Trained without a passed gate ({gate and gate['verdict']}). {results['verdict']}"
-    write_json(folder / "results.json", results | {"runtime_s": round(time.perf_counter() - started, 1)})
-    return Outcome(folder, write_report(folder), results["verdict"], passed, results)

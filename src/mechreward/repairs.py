@@ -21,7 +21,7 @@ from peft import PeftModel
 
 from mechreward.chains import ContrastiveConfig, Roller
 from mechreward.comparison import accuracy
-from mechreward.config import RepairArm
+from mechreward.config import ImproveConfig, RepairArm
 from mechreward.errors import InputError
 from mechreward.files import append_row, make_folder, read_json, read_jsonl, write_json
 from mechreward.inputs import Inputs, load_policy
@@ -49,7 +49,7 @@ METHODS: dict[RepairArm, str] = {
 }  # fmt: skip
 
 
-def check_repair(inputs: Inputs) -> None:
+def check_repair(inputs: Inputs[ImproveConfig]) -> None:
     """What repair needs beyond the rest of the main job, before any work is spent.
 
     Raises:
@@ -65,7 +65,7 @@ def check_repair(inputs: Inputs) -> None:
 
 
 def run_repairs(
-    inputs: Inputs,
+    inputs: Inputs[ImproveConfig],
     folder: Path,
     sae: SAE,
     responses: Sequence[Response],
@@ -96,7 +96,9 @@ def run_repairs(
     return {"repair": read_json(folder / "repair.json")}
 
 
-def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Response]) -> list[Repaired]:
+def repair_stage(
+    inputs: Inputs[ImproveConfig], folder: Path, sae: SAE, responses: Sequence[Response]
+) -> list[Repaired]:
     """Repairs KNOWN responses; writes repairs.parquet and, when that is whole, repair.json.
 
     Raises:
@@ -132,7 +134,7 @@ def repair_stage(inputs: Inputs, folder: Path, sae: SAE, responses: Sequence[Res
 
 
 def run_repair_arm(
-    inputs: Inputs,
+    inputs: Inputs[ImproveConfig],
     folder: Path,
     arm: RepairArm,
     pairs: Sequence[Pair],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mechreward.chains.spans import token_ends
+from mechreward.config import RunConfig
 from mechreward.features import FeaturePack, load_pack
 from mechreward.features.fired import fired_steps
 from mechreward.files import write_json
@@ -35,7 +36,7 @@ Marks = Callable[[int], str]
 """What a token is: `kept`, `critical` or `new`."""
 
 
-def write_views(inputs: Inputs, folder: Path, sae: SAE) -> None:
+def write_views(inputs: Inputs[RunConfig], folder: Path, sae: SAE) -> None:
     """Writes chains.json from the files of a run that has trained, unless it is there."""
     path = folder / "chains.json"
     if path.exists():
@@ -63,7 +64,7 @@ def by_turns(before: Sequence[Response], after: Sequence[Response], limit: int) 
     return [pair for turn in zip_longest(*kinds) for pair in turn if pair is not None][:limit]
 
 
-def _repair_view(inputs: Inputs, sae: SAE, pack: FeaturePack, one: Repaired) -> dict[str, Any]:
+def _repair_view(inputs: Inputs[RunConfig], sae: SAE, pack: FeaturePack, one: Repaired) -> dict[str, Any]:
     edits = [edit for rule in json.loads(one.edits)["rules"] for edit in rule["edits"]]
     sides = {edit["feature"]: "right" if edit["value"] > 0 else "wrong" for edit in edits}
     steps = fired_steps(
@@ -81,7 +82,7 @@ def _repair_view(inputs: Inputs, sae: SAE, pack: FeaturePack, one: Repaired) -> 
 
 
 def _response_view(
-    inputs: Inputs, sae: SAE, pack: FeaturePack, arm: str, old: Response, new: Response
+    inputs: Inputs[RunConfig], sae: SAE, pack: FeaturePack, arm: str, old: Response, new: Response
 ) -> dict[str, Any]:
     sides = {feature.id: "right" if feature.weight > 0 else "wrong" for feature in pack.features}
     ids = [old.completion_ids, new.completion_ids]
@@ -96,7 +97,7 @@ def _response_view(
 
 
 def _view(
-    inputs: Inputs, kind: str, question_id: str, chains: Sequence[Any], correct: tuple[bool, bool]
+    inputs: Inputs[RunConfig], kind: str, question_id: str, chains: Sequence[Any], correct: tuple[bool, bool]
 ) -> dict[str, Any]:
     question = next(q for side in inputs.split for q in side if q.id == question_id)
     found = {"kind": kind, "question_id": question_id, "prompt": question.prompt, "answer": question.answer}
@@ -105,7 +106,7 @@ def _view(
 
 
 def _chain(
-    inputs: Inputs,
+    inputs: Inputs[RunConfig],
     ids: Sequence[int],
     steps: Sequence[Any],
     marks: Marks,

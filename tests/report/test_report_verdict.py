@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
+from mechreward.features import load_pack, save_pack
 from mechreward.report import read_run
 from mechreward.report.verdict import arm_cards, baseline_line, between_lines, facts, headline, missing, stages
 
@@ -79,6 +81,31 @@ def test_training_without_a_passed_gate_is_named(folder: Path) -> None:
     assert headline(read_run(folder)).detail.endswith("Trained all the same (ungated).")
     (folder / "gate1.json").unlink()
     assert headline(read_run(folder)).detail.startswith("Gate 1 was not run")
+
+
+def test_a_given_pack_is_said_to_be_one(folder: Path) -> None:
+    pack = load_pack("tiny/reasoning_pack")
+    found = pack.validation
+    assert found is not None and found.interval is not None
+    save_pack(pack, folder / "pack.json")
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"pack": "somewhere.json"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("gate1.json", "features.parquet", "responses/known.parquet"):
+        (folder / name).unlink()
+    assert headline(read_run(folder)).detail == (
+        f"The pack was given; gate 1: pass, AUROC within a question {found.within_auroc:.3f} "
+        f"({found.interval[0]:.3f} to {found.interval[1]:.3f}) on {found.n_questions} questions."
+    )
+    assert [name for name, _ in stages(read_run(folder))] == [
+        "Questions", "Baseline answers", "Training", "Evaluation",
+    ]  # fmt: skip
+    for name, words in (
+        ("results.json", "the final evaluation was not reached"), ("metrics.jsonl", "training has not begun"),
+    ):  # fmt: skip
+        (folder / name).unlink()
+        assert headline(read_run(folder)).text == f"Unfinished: {words}."
+    save_pack(pack.model_copy(update={"validation": None}), folder / "pack.json")
+    assert headline(read_run(folder)).detail == "The pack was given; gate 1: not run. Trained all the same (ungated)."
 
 
 @pytest.mark.parametrize(

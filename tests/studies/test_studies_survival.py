@@ -15,10 +15,10 @@ from mechreward.gates import Answer, Evaluation, Survival
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs, prepare
 from mechreward.models import LoadedModel, iter_residuals, load_model, norm_outliers
-from mechreward.pipeline import verified
 from mechreward.probes import load_probe, save_probe
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import read_tokens
+from mechreward.stages import verified
 from mechreward.studies import survival as room
 from mechreward.studies.capability import Score
 from mechreward.studies.config import make_study

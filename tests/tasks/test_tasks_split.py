@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechreward.errors import InputError
-from mechreward.tasks import Question, QuestionSplit, load_split, save_questions, split_questions
+from mechreward.tasks import Question, QuestionSplit, join_sides, load_split, save_questions, split_questions
 
 
 def numbered(n: int) -> list[Question]:
@@ -84,6 +84,18 @@ def test_an_empty_side_is_refused(questions: list[Question], known: float, side:
 def test_duplicate_ids_are_refused() -> None:
     with pytest.raises(InputError, match="^id: 'q1' is used by 2 questions"):
         split_questions([*numbered(3), Question("q1", "another", "1")])
+
+
+def test_two_sources_keep_their_order_and_share_neither_ids_nor_questions() -> None:
+    known, unknown = ([Question(f"q{i}", f"{side} {i} ?", "1") for i in range(3)] for side in ("train", "test"))
+    sides = join_sides(known, unknown)
+    assert sides.known == known
+    assert [(q.id, q.prompt, q.answer) for q in sides.unknown] == [(f"eval-q{i}", f"test {i} ?", "1") for i in range(3)]
+    copied = [*unknown, Question("c", " Train 1?", "2"), Question("d", "TRAIN 0 ?", "2")]
+    with pytest.raises(InputError, match=r"^unknown: 2 of these 5 questions are KNOWN ones too \(the first is c\)"):
+        join_sides(known, copied)
+    with pytest.raises(InputError, match="eval-q1"):
+        join_sides([*known, Question("eval-q1", "another ?", "1")], unknown)
 
 
 def test_saved_and_loaded_split_is_the_same(tmp_path: Path) -> None:

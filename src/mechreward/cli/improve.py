@@ -1,4 +1,4 @@
-"""`mechreward improve` and `mechreward demo`: the main job."""
+"""`mechreward improve` and `mechreward demo`, the main job, and `mechreward train`, the end of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_heading, print_path
-from mechreward.config import ImproveConfig
+from mechreward.config import ImproveConfig, TrainRunConfig
 
 if TYPE_CHECKING:
-    from mechreward.pipeline import Outcome
+    from mechreward.stages import Outcome
 
 DEMO: dict[str, Any] = {
     "questions": "tiny:easy",
@@ -33,10 +33,24 @@ def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
     from mechreward.pipeline import improve as run
 
     print_heading(f"{config.model} on {config.questions}", config.out)
-    return _tell(run(config, RichProgress()))
-
-
-def _tell(outcome: Outcome) -> int:
-    console.print(outcome.verdict, markup=False, soft_wrap=True)
-    print_path("report:", outcome.report)
+    outcome = run(config, RichProgress())
+    _tell(outcome)
     return 0 if outcome.passed else 1
+
+
+def train(arguments: list[str], prog: str) -> int:
+    """Parses the flags of a run with a pack that is there over its `--config` file and runs it."""
+    config = parse_settings(TrainRunConfig, arguments, prog)
+    quiet()
+    from mechreward.pipeline import train as run
+
+    print_heading(f"{config.model} on {config.questions} with {config.pack}", config.out)
+    _tell(run(config, RichProgress()))
+    return 0
+
+
+def _tell(outcome: Outcome) -> None:
+    console.print(outcome.verdict, markup=False, soft_wrap=True)
+    for arm, path in outcome.results["policies"].items():
+        print_path(f"policy ({arm}):", outcome.folder / path)
+    print_path("report:", outcome.report)

@@ -14,7 +14,7 @@ from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae
 from mechreward.cli.discover import discover
 from mechreward.cli.eval import evaluate
 from mechreward.cli.gate import gate
-from mechreward.cli.improve import DEMO, improve
+from mechreward.cli.improve import DEMO, improve, train
 from mechreward.cli.redteam import redteam
 from mechreward.cli.serve import serve
 from mechreward.cli.terminal import console, plain_warnings
@@ -25,6 +25,7 @@ VERBS = {
     "improve": "the main job: questions and a model -> gated dense reward -> training -> report",
     "discover": "features that go with right answers to the same question -> table and pack",
     "gate": "does a pack tell right from wrong answers to held-out questions? Exit code 1 unless it passes",
+    "train": "GRPO with a gated pack's reward -> policy, tested on other questions -> report",
     "eval": "accuracy on questions; with --fuzz, does it and a pack's signal survive another wording?",
     "redteam": "which hacks does a reward pay, and does a model hack, before and after training?",
     "serve": "a pack's rewards over HTTP, for verl and OpenRLHF",
@@ -83,6 +84,8 @@ def _dispatch(arguments: list[str]) -> int:
         return discover(rest, "mechreward discover")
     if verb == "gate":
         return gate(rest, "mechreward gate")
+    if verb == "train":
+        return train(rest, "mechreward train")
     if verb == "eval":
         return evaluate(rest, "mechreward eval")
     if verb == "redteam":

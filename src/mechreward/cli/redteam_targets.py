@@ -10,19 +10,18 @@ from typing import Any
 
 from mechreward.cli.asking import sae_source
 from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
-from mechreward.config import ImproveConfig
+from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
-from mechreward.files import read_jsonl
 from mechreward.inputs import load_policy, load_run_sae, verifier_of
 from mechreward.models import LoadedModel, load_model
+from mechreward.report.data import read_yaml
 from mechreward.reward import FeatureReward
 from mechreward.rundir import CONFIG
 from mechreward.sae import load_sae
 from mechreward.settings import make_settings, read_fields
+from mechreward.stages import kept_policies
 from mechreward.tasks import Question, load_questions, load_split
 from mechreward.tiny import model_path
-from mechreward.training import last_checkpoint
-from mechreward.training.last_good import GOOD
 from mechreward.verifiers import Verifier, get_verifier
 
 
@@ -70,8 +69,9 @@ def of_run(settings: RunSettings) -> Targets:
     folder = settings.run
     for needed in (CONFIG, "pack.json", "questions.parquet"):
         if not (folder / needed).exists():
-            raise InputError(f"run: {folder} has no {needed}; name a run directory of `mechreward improve`")
-    stored = make_settings(ImproveConfig, read_fields(ImproveConfig, folder / CONFIG))
+            raise InputError(f"run: {folder} has no {needed}; name a run directory of `mechreward improve` or `train`")
+    kind = TrainRunConfig if "pack" in (read_yaml(folder / CONFIG) or {}) else ImproveConfig
+    stored = make_settings(kind, read_fields(kind, folder / CONFIG))
     if stored.chat:
         raise InputError(f"run: {folder} asks through a chat template, and canaries are not put through one")
     config = stored.model_copy(update={"device": settings.device})
@@ -92,20 +92,7 @@ def of_run(settings: RunSettings) -> Targets:
     )
 
 
-def kept_policies(folder: Path) -> dict[str, Path]:
-    """By arm, where a run kept the policy it ended with: the last good one of an arm that its guards stopped, else the
-    last checkpoint, else, of one that was fine-tuned, the model itself."""
-    stopped = {row["arm"] for row in read_jsonl(folder / "metrics.jsonl") if row["kind"] == "guard" and row["stop"]}
-    found = {}
-    for path in sorted((folder / "checkpoints").glob("*/")):
-        own = path if any((path / name).exists() for name in ("config.json", "adapter_config.json")) else None
-        last = path / GOOD if path.name in stopped else last_checkpoint(path) or own
-        if last is not None:
-            found[path.name] = last
-    return found
-
-
-def load_kept(config: ImproveConfig, policy: Path) -> LoadedModel:
+def load_kept(config: RunConfig, policy: Path) -> LoadedModel:
     """A policy that a run kept: a whole model, or an adapter to put on the model that the run started with."""
     if (policy / "adapter_config.json").exists():
         return load_policy(config.model_copy(update={"adapter": str(policy)}))

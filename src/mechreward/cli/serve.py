@@ -55,7 +55,7 @@ def load_scorer(settings: ServeSettings) -> Scorer:
     sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer, k=settings.k)
     reward = FeatureReward.from_pack(settings.pack, sae)
     if reward.gate_warning is not None and not settings.ungated:
-        raise InputError(f"pack: {reward.gate_warning}; serve it all the same with --ungated")
+        raise InputError(f"{reward.gate_warning}; serve it all the same with --ungated")
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mechreward.errors import InputError
+from mechreward.features import FeaturePack, load_pack
 from mechreward.files import read_json
 
 KNOWN_FILES = (
@@ -55,6 +56,11 @@ class Run:
     results: dict[str, Any] | None
     chains: dict[str, Any] | None
     """Chains of thought to show step by step."""
+
+    @property
+    def given_pack(self) -> FeaturePack | None:
+        """The pack of a run that was given one and neither discovered nor gated it; None for any other run."""
+        return None if self.pack is None or "pack" not in (self.config or {}) else load_pack(self.folder / "pack.json")
 
     @property
     def arms(self) -> list[str]:

@@ -56,7 +56,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render(run: Run) -> str:
     """The page of a run as text."""
-    command = f"mechreward improve --config {run.folder / 'config.yaml'} --out {run.folder}-again"
+    verb = "improve" if run.given_pack is None else "train"
+    command = f"mechreward {verb} --config {run.folder / 'config.yaml'} --out {run.folder}-again"
     return _page(
         "run",
         run.folder,
@@ -69,8 +70,11 @@ def render(run: Run) -> str:
         arms=run.arms,
         colours=colours(run.arms),
         gate=run.gate,
+        given_gate=None if run.given_pack is None else verdict.given_gate(run.given_pack),
+        spec_hash="" if run.given_pack is None else run.given_pack.spec_hash,
         pack=run.pack,
         gallery=_gallery(run),
+        policies=(run.results or {}).get("policies") or {},
         views=[] if run.chains is None else make_views(run.chains),
         repair_table=tables.repair_table(run.results),
         missing=lambda file, stage: verdict.missing(run, file, stage),

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mechreward.features import FeaturePack
 from mechreward.report import formats as f
 from mechreward.report.data import Run
 
@@ -50,21 +51,34 @@ def headline(run: Run) -> Headline:
     if verdict:  # It was not trained: "what happened: why", the gate's reason being part of the why.
         what, _, why = verdict.partition(": ")
         return Headline(sentence(what), sentence(why), _tone(run, gate))
-    if gate is None:
+    if gate is None and run.given_pack is None:
         return Headline("Unfinished: Gate 1 was not reached.", "Nothing can be said about the reward yet.", "neutral")
-    if gate != "pass" and run.train is None:
+    if gate not in ("pass", None) and run.train is None:
         return Headline("Not trained: Gate 1 did not pass.", _gate_line(run), "bad" if gate == "fail" else "neutral")
     where = "training has not begun" if run.train is None else "the final evaluation was not reached"
     return Headline(f"Unfinished: {where}.", _gate_line(run), "neutral")
 
 
 def _gate_line(run: Run) -> str:
+    pack = run.given_pack
+    if pack is not None:
+        return given_gate(pack)
     if not run.gate:
         return "Gate 1 was not run: the reward was trained without proof that it tells right from wrong."
     line = f"Gate 1: {run.gate['verdict']}. {sentence(run.gate.get('reason') or '')}".strip()
     if run.gate["verdict"] != "pass" and run.train is not None:
         line += " Trained all the same (ungated)."
     return line
+
+
+def given_gate(pack: FeaturePack) -> str:
+    """What is known of a pack that a run was given."""
+    line, found = f"The pack was given; {pack.status}", pack.validation
+    if found is not None and found.interval is not None:
+        low, high = found.interval
+        line += f", AUROC within a question {f.number(found.within_auroc)} ({f.number(low)} to {f.number(high)})"
+        line += f" on {f.count(found.n_questions)} questions"
+    return line + ("." if pack.gate_passed else ". Trained all the same (ungated).")
 
 
 def sentence(text: str) -> str:
@@ -114,13 +128,16 @@ def between_lines(run: Run) -> list[str]:
 
 
 def stages(run: Run) -> list[tuple[str, bool]]:
-    """The main job's stages in order, and whether the run has left their files."""
-    return [
-        ("Questions", run.questions is not None),
-        ("Baseline answers", "baseline" in run.responses),
+    """The run's stages in order, and whether it has left their files."""
+    making = [
         ("Known answers", "known" in run.responses),
         ("Features", run.pack is not None or run.features is not None),
         ("Gate 1", run.gate is not None),
+    ]
+    return [
+        ("Questions", run.questions is not None),
+        ("Baseline answers", "baseline" in run.responses),
+        *(making if run.given_pack is None else []),
         ("Training", run.train is not None),
         ("Evaluation", bool(arm_cards(run))),
     ]

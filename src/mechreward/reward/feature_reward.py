@@ -128,7 +128,7 @@ class FeatureReward:
         """What there is to say before one trains on this reward; None if our gate passed it."""
         if self.gate_passed:
             return None
-        name = f"{self.name} (spec {self.spec_hash[:12]}; {self.pack.status})"
+        name = f"pack: {self.pack.name} (spec {self.spec_hash[:12]}; {self.pack.status})"
         return f"{name} carries no passed gate: nothing shows that it goes with right answers"
 
     def check_prompts(self, prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -32,21 +32,12 @@ from mechreward.gates import ArmRun, Crash, Evaluation, StudyResults, question_m
 from mechreward.hacking import GuardConfig
 from mechreward.inputs import Inputs, open_folder, prepare
 from mechreward.models import LoadedModel
-from mechreward.pipeline import (
-    StageProgress,
-    answers_to,
-    discover_pack,
-    get_sae,
-    judge_pack,
-    sample,
-    silent,
-    train_config,
-    verified,
-)
+from mechreward.pipeline import answers_to, discover_pack, get_sae, judge_pack, sample_known
 from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import load_responses
 from mechreward.rundir import stage_seed
 from mechreward.sae import load_sae
+from mechreward.stages import StageProgress, silent, train_config, verified
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
 from mechreward.studies.jobs import Job, run_jobs
 from mechreward.studies.rewards import arm_reward
@@ -78,10 +69,10 @@ def run_study(config: StudyConfig, progress: StageProgress = silent) -> StudyRes
     return results
 
 
-def share(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
+def share(inputs: Inputs[StudyConfig], folder: Path, progress: StageProgress) -> None:
     """The stages before training, each skipped if its files are there."""
     save_questions(folder / "questions.parquet", inputs.split)
-    responses = sample(inputs, folder, "known", progress)
+    responses = sample_known(inputs, folder, progress)
     sae = get_sae(inputs, folder, responses, progress)
     halves = gate_halves(inputs)
     pack, table = discover_pack(inputs, folder, sae, answers_to(responses, halves.known), progress)
@@ -93,7 +84,7 @@ def share(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
         )
 
 
-def start(inputs: Inputs, folder: Path, progress: StageProgress) -> None:
+def start(inputs: Inputs[StudyConfig], folder: Path, progress: StageProgress) -> None:
     """The starting model on UNKNOWN, asked with the seeds of every arm: sampled once, for all runs."""
     path, config = folder / "start.json", inputs.config
     if path.exists():
@@ -108,14 +99,16 @@ def read_start(folder: Path) -> Evaluation:
     return Evaluation(**read_json(folder / "start.json"))
 
 
-def _evaluation(inputs: Inputs, policy: LoadedModel, questions: Sequence[Question], step: int) -> Evaluation:
+def _evaluation(
+    inputs: Inputs[StudyConfig], policy: LoadedModel, questions: Sequence[Question], step: int
+) -> Evaluation:
     seed = stage_seed(inputs.config.seed, "evaluate")
     answers = verified(inputs, policy, questions, inputs.config.eval_samples, seed, lambda _: None)
     right = question_means([bool(answer.correct) for answer in answers], [answer.question_id for answer in answers])
     return Evaluation(step=step, correct=right)
 
 
-def gate_halves(inputs: Inputs) -> QuestionSplit:
+def gate_halves(inputs: Inputs[StudyConfig]) -> QuestionSplit:
     """The half of KNOWN that is discovered on, and the other."""
     return split_questions(inputs.split.known, 0.5, stage_seed(inputs.config.seed, "gate"))
 
@@ -186,7 +179,7 @@ def _dense(config: StudyConfig, arm: str, candidate: Candidate) -> DenseConfig:
     )
 
 
-def sides(config: StudyConfig, inputs: Inputs, trial: bool) -> tuple[list[Question], list[Question]]:
+def sides(config: StudyConfig, inputs: Inputs[StudyConfig], trial: bool) -> tuple[list[Question], list[Question]]:
     """Questions to train on and to test on. Tuning never sees UNKNOWN, and what it tests on is never trained on."""
     tuned = any(len(config.candidates(arm)) > 1 for arm in config.arms)
     known = inputs.split.known
@@ -196,7 +189,7 @@ def sides(config: StudyConfig, inputs: Inputs, trial: bool) -> tuple[list[Questi
     return parts.known, parts.unknown if trial else inputs.split.unknown
 
 
-def load_reward(config: StudyConfig, inputs: Inputs, folder: Path, arm: str, seed: int) -> FeatureReward:
+def load_reward(config: StudyConfig, inputs: Inputs[StudyConfig], folder: Path, arm: str, seed: int) -> FeatureReward:
     """The reward of an arm, made anew from what the arms share: the same in every process.
 
     What an arm draws (random features, shuffled signs and labels) it draws for each seed, so that the luck of the draw

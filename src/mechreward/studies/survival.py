@@ -19,11 +19,11 @@ from mechreward.gates import Answer, Canaries, Evaluation, Survival, question_me
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
-from mechreward.pipeline import verified
 from mechreward.probes import LinearProbe, load_probe
 from mechreward.reward import FeatureReward, pool
 from mechreward.reward.feature_reward import read_tokens
 from mechreward.rollout import Response
+from mechreward.stages import verified
 from mechreward.studies.capability import Score, panel_of, panel_scores
 from mechreward.studies.config import StudyConfig
 from mechreward.tasks import Question, load_questions
@@ -35,7 +35,7 @@ NO_RIGHT_ANSWER = "questions: the starting model has no answer right, so there i
 
 def measure(
     config: StudyConfig,
-    inputs: Inputs,
+    inputs: Inputs[StudyConfig],
     policy: LoadedModel,
     reward: FeatureReward,
     questions: Sequence[Question],
@@ -147,7 +147,7 @@ def paid_canaries(
     return Canaries(paid=paid, n=found.n_hacks)
 
 
-def _panel(config: StudyConfig, inputs: Inputs, model: LoadedModel) -> dict[str, Score]:
+def _panel(config: StudyConfig, inputs: Inputs[StudyConfig], model: LoadedModel) -> dict[str, Score]:
     return panel_scores(
         model,
         config.panel,

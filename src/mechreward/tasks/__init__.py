@@ -7,7 +7,7 @@ from mechreward.tasks.fuzz import KINDS, Variation, fuzz
 from mechreward.tasks.load import QUESTION_SETTINGS, Columns, load_questions
 from mechreward.tasks.marker import MARKER, after_marker
 from mechreward.tasks.question import Question
-from mechreward.tasks.split import QuestionSplit, load_split, save_questions, split_questions
+from mechreward.tasks.split import QuestionSplit, join_sides, load_split, save_questions, split_questions
 from mechreward.tasks.texts import load_texts
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Variation",
     "after_marker",
     "fuzz",
+    "join_sides",
     "load_questions",
     "load_split",
     "load_texts",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ def split_questions(questions: Sequence[Question], known: float = 0.5, seed: int
     check_unique_ids(questions)
     by_prompt: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        by_prompt["".join(question.prompt.casefold().split())].append(question)
+        by_prompt[_bare(question)].append(question)
 
     def place(prompt: str) -> str:
         # Of the prompt as it is written: the first, where there are several ways.
@@ -58,6 +59,29 @@ def split_questions(questions: Sequence[Question], known: float = 0.5, seed: int
                 f"the {name} side empty; both sides need at least one"
             )
     return sides
+
+
+def join_sides(known: Sequence[Question], unknown: Sequence[Question]) -> QuestionSplit:
+    """Sides of two sources, in their order; ids of UNKNOWN questions get `eval-` in front, so that none is on both.
+
+    Raises:
+        InputError: if a question is on both sides, or an id is used twice.
+    """
+    seen = {_bare(question) for question in known}
+    both = [question for question in unknown if _bare(question) in seen]
+    if both:
+        raise InputError(
+            f"unknown: {len(both)} of these {len(unknown)} questions are KNOWN ones too (the first is {both[0].id}), "
+            "and a policy has to be tested on others"
+        )
+    renamed = [replace(question, id=f"eval-{question.id}") for question in unknown]
+    check_unique_ids([*known, *renamed])
+    return QuestionSplit(list(known), renamed)
+
+
+def _bare(question: Question) -> str:
+    """What tells one question from another: its prompt, whatever its capitals and spaces."""
+    return "".join(question.prompt.casefold().split())
 
 
 def save_questions(path: str | Path, split: QuestionSplit) -> None:
