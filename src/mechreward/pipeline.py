@@ -139,7 +139,7 @@ def check_unseen(inputs: Inputs[RunConfig], pack: FeaturePack) -> None:
     prompts = tokenise_prompts(
         inputs.loaded, inputs.split.unknown, max_new_tokens=config.max_new_tokens, chat=config.chat
     )
-    check_held_out(pack, prompts, "test on others with --eval-questions, or train and test on other rows")
+    check_held_out(pack, prompts, "name others with --eval-questions, or train and test on other rows")
 
 
 def sample_known(inputs: Inputs[ImproveConfig], folder: Path, progress: StageProgress) -> list[Response]:

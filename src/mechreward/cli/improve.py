@@ -19,7 +19,7 @@ DEMO: dict[str, Any] = {
     "max_new_tokens": 80,
     "arms": ("outcome", "dense"),
     "steps": 12,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "eval_every": 4,
     "save_every": 12,
     "out": Path("runs/demo"),
