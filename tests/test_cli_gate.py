@@ -37,7 +37,8 @@ def test_the_bundled_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         and "gate1.json" in said
         and "a score without ties reaches at most" in said.replace("\n", " ")
     )
-    assert "note: the pack does not record the questions it was found on" in said
+    note = "note: the pack does not record the questions it was found on"
+    assert note not in said
     assert record["correlations"]["plain"]["spearman"] > 0.5
     assert [row["name"] for row in record["rows"] if not row["required"]] == [
         "raw direction", "DiffMean", "dense probe", "random-weight SAE",
@@ -49,8 +50,10 @@ def test_the_bundled_pack(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     kept = load_responses(tmp_path / "a" / "gate1-responses.parquet")
     assert len(kept) == 160 and sum(response.correct is True for response in kept) / 160 == record["accuracy"]
     # Too few questions are no pass.
-    code, said, _ = run(capsys, "--pack", TINY, *ask, "--limit", "6", "--out", str(tmp_path / "b"))
-    assert code == 1 and "Gate 1: inconclusive" in said
+    found_on(tmp_path / "unknown.json", [])
+    unknown = str(tmp_path / "unknown.json")
+    code, said, _ = run(capsys, "--pack", unknown, *ask, "--limit", "6", "--out", str(tmp_path / "b"))
+    assert code == 1 and "Gate 1: inconclusive" in said and note in said
 
 
 def found_on(pack: Path, prompts: list[tuple[int, ...]]) -> None:
