@@ -88,7 +88,7 @@ def test_a_given_pack_is_said_to_be_one(folder: Path) -> None:
     found = pack.validation
     assert found is not None and found.interval is not None
     save_pack(pack, folder / "pack.json")
-    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"pack": "somewhere.json"}
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"pack": "somewhere.json", "eval_questions": "tiny:easy"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for name in ("gate1.json", "features.parquet", "responses/known.parquet"):
         (folder / name).unlink()
@@ -96,6 +96,7 @@ def test_a_given_pack_is_said_to_be_one(folder: Path) -> None:
         f"The pack was given; gate 1: pass, AUROC within a question {found.within_auroc:.3f} "
         f"({found.interval[0]:.3f} to {found.interval[1]:.3f}) on {found.n_questions} questions."
     )
+    assert dict(facts(read_run(folder)))["Tested on"] == "tiny:easy"
     assert [name for name, _ in stages(read_run(folder))] == [
         "Questions", "Baseline answers", "Training", "Evaluation",
     ]  # fmt: skip

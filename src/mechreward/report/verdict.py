@@ -169,6 +169,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found = [
         ("Model", config.get("model") or pack.get("model_name")),
         ("Task", config.get("questions")),
+        ("Tested on", config.get("eval_questions")),
         ("Questions", _split_counts(run)),
         ("SAE", _sae_words(pack)),
         ("SAE quality", _quality_words(run.sae)),
