@@ -128,8 +128,8 @@ def test_bad_input(pack, tmp_path, capsys) -> None:
     common = ("--pack", pack, "--sae", SAE_FOLDER, "--out", tmp_path / "o.json")
     assert run(*common, "--questions", path) == 2
     assert "answer" in capsys.readouterr().err
-    assert run("--pack", pack, "--out", tmp_path / "o.json", "--questions", "tiny:easy", "--model", MODEL) == 2
-    assert capsys.readouterr().err.startswith(f"error sae: is needed to read {MODEL}; name a folder or file")
+    assert run("--pack", pack, "--out", tmp_path / "o.json", "--questions", "tiny:easy", "--sae", "nowhere") == 2
+    assert capsys.readouterr().err.startswith("error sae: ")
     assert not (tmp_path / "o.json").exists()
     path.write_text(json.dumps({"question": "Capital of France ?", "answer": "Paris"}) + "\n")
     assert run(*common, "--questions", path) == 2

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from mechreward import inputs as room
-from mechreward.config import ImproveConfig, make_config
+from mechreward.config import ImproveConfig, make_config, make_train_config
 from mechreward.errors import InputError
+from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
 from mechreward.files import read_json
-from mechreward.inputs import Inputs, load_policy, load_run_sae, open_folder, prepare, verifier_of
+from mechreward.inputs import Inputs, load_policy, load_reward, load_run_reward, open_folder, prepare, verifier_of
 from mechreward.models import LoadedModel
 from mechreward.sae import SAE, load_sae, save_sae
 from mechreward.studies.config import make_study
 from mechreward.tasks import Columns, Question, QuestionSplit, split_questions
-from mechreward.tiny import SAE_FOLDER
+from mechreward.tiny import MODEL, SAE_FOLDER
 from mechreward.verifiers import gsm8k_exact_match
 
 QUESTIONS = [Question(f"q{i}", f"what is {i} ?", str(i)) for i in range(20)]
@@ -93,6 +94,35 @@ def test_a_study_may_go_on_with_more_workers(loaded: LoadedModel, sae: SAE, tmp_
 
 
 def test_the_sae_of_a_run_is_the_one_given_or_the_one_it_trained(sae: SAE, tmp_path: Path) -> None:
-    save_sae(replace(sae, b_dec_D=sae.b_dec_D + 1), tmp_path / "sae")
-    given, trained = (load_run_sae(make_config(questions="tiny:easy", **more), tmp_path) for more in ({}, {"layer": 2}))
-    assert given.weights_hash == sae.weights_hash != trained.weights_hash
+    other = replace(sae, b_dec_D=sae.b_dec_D + 1)
+    save_sae(other, tmp_path / "sae")
+    for read_with, more in ((sae, {}), (other, {"layer": 2})):
+        save_pack(a_pack(read_with), tmp_path / "pack.json")
+        reward = load_run_reward(make_config(questions="tiny:easy", **more), tmp_path)
+        assert reward.sae.weights_hash == read_with.weights_hash
+    save_pack(a_pack(sae), tmp_path / "pack.json")
+    given = make_train_config(questions="tiny:easy", pack="long gone", model="some/model", sae=str(SAE_FOLDER))
+    assert load_run_reward(given, tmp_path).sae.weights_hash == sae.weights_hash
+
+
+def a_pack(sae: SAE, **names: Any) -> FeaturePack:
+    ref = sae_ref(sae).model_copy(update=names)
+    return FeaturePack(name="p", model_name="m", sae=ref, features=[PackFeature(id=3, weight=1.0, scale=2.0)])
+
+
+def test_a_pack_is_read_with_the_sae_that_is_named_or_else_with_its_own(sae: SAE, tmp_path: Path) -> None:
+    other = replace(sae, b_dec_D=sae.b_dec_D + 1)
+    save_sae(other, tmp_path / "other")
+    mine, path = str(tmp_path / "other"), tmp_path / "pack.json"
+    save_pack(a_pack(other, release=mine, sae_id=""), path)
+    for model, named in (("some/model", None), ("some/model", mine), ("tiny", mine)):
+        assert load_reward(path, model, named).sae.weights_hash == other.weights_hash
+    with pytest.raises(InputError, match="^sae: pack p was made for an SAE with weights_hash"):
+        load_reward(path, "tiny")
+    with pytest.raises(InputError, match="^sae: "):
+        load_reward(path, "some/model", str(SAE_FOLDER))
+    # The bundled pack names its SAE `tiny`, wherever the bundled model is read from.
+    for model in ("tiny", str(MODEL)):
+        assert load_reward("tiny/reasoning_pack", model).sae.weights_hash == sae.weights_hash
+    with pytest.raises(InputError, match="layer"):
+        load_reward("tiny/reasoning_pack", "tiny", layer=1)

@@ -70,7 +70,8 @@ class RunConfig(Settings):
     """Responses sampled at a time."""
 
     sae: str | None = None
-    """An SAE: a folder or file on disk, or a SAE Lens release; of the model `tiny` the bundled one if left out."""
+    """An SAE: a folder or file on disk, or a SAE Lens release; if left out, the bundled one for the model `tiny`, for
+    others the one that the pack names."""
     sae_id: str | None = None
     """Which SAE of a release."""
     sae_file_k: Count | None = None
@@ -144,12 +145,6 @@ class TrainRunConfig(RunConfig):
     """Share of the questions that are KNOWN, and trained on; the others are UNKNOWN and only tested on."""
     out: Path = Path("runs/train")
     """The run directory."""
-
-    @model_validator(mode="after")
-    def _sae_given(self) -> TrainRunConfig:
-        if self.sae is None and (self.model != "tiny" or self.layer is not None):
-            raise ValueError("sae: is needed to read the pack; name a folder or file, or a SAE Lens release")
-        return self
 
 
 class ImproveConfig(RunConfig):

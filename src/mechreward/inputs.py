@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from mechreward import tiny
-from mechreward.config import RunConfig
+from mechreward.config import RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
+from mechreward.features import load_pack
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
+from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run
 from mechreward.sae import SAE, SAECheck, check_on_model, load_sae
@@ -54,14 +56,14 @@ def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     """Loads and checks questions, model and SAE. Writes nothing.
 
     Args:
-        sae: the SAE that the settings name, if it is loaded already.
+        sae: the SAE, if it is loaded already; otherwise the one that the settings name, if they name one.
 
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
     verifier = verifier_of(config.verifier, config.strictness)
     split = load_sides(config, verifier)
-    if config.layer is None and config.sae is None and config.model != "tiny":
+    if sae is None and config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
     eos_ids(loaded)
@@ -73,7 +75,7 @@ def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     if sae is not None and sae.d_model != d_model(loaded.model):
         width = d_model(loaded.model)
         raise InputError(
-            f"sae: {config.sae} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
+            f"sae: {sae.meta.release} reads residuals of width {sae.d_model}, but {config.model} has width {width}"
         )
     return Inputs(config, split, verifier, loaded, layer, sae)
 
@@ -131,9 +133,20 @@ def load_policy(config: RunConfig) -> LoadedModel:
     return load_model(tiny.model_path(config.model), adapter=config.adapter, dtype=config.dtype, device=config.device)
 
 
-def load_run_sae(config: RunConfig, folder: Path) -> SAE:
-    """The SAE of the run in `folder`: the one it was given, or the one that it trained there."""
-    return load_given_sae(config) or load_sae(folder / "sae", device=config.device)
+def load_run_reward(config: RunConfig, folder: Path) -> FeatureReward:
+    """The pack of the run in `folder`, with the SAE that the run was given, or that it trained there."""
+    pack = folder / "pack.json"
+    if isinstance(config, TrainRunConfig):
+        return load_reward(
+            pack,
+            config.model,
+            config.sae,
+            config.sae_id,
+            device=config.device,
+            layer=config.layer,
+            k=config.sae_file_k,
+        )
+    return FeatureReward.from_pack(pack, load_given_sae(config) or load_sae(folder / "sae", device=config.device))
 
 
 def load_given_sae(config: RunConfig) -> SAE | None:
@@ -144,6 +157,36 @@ def load_given_sae(config: RunConfig) -> SAE | None:
         return None
     # A file that does not say which block it reads takes `layer`; one that does has to agree with it.
     return load_sae(source, config.sae_id, device=config.device, layer=config.layer, k=config.sae_file_k)
+
+
+def load_reward(
+    pack: str | Path,
+    model: str,
+    sae: str | None = None,
+    sae_id: str | None = None,
+    *,
+    device: str = "auto",
+    layer: int | None = None,
+    k: int | None = None,
+) -> FeatureReward:
+    """A pack as a reward, with the SAE that is named; else, for the model `tiny`, the bundled one; else the pack's own.
+
+    Args:
+        pack: a file, or a bundled pack's name.
+        layer: the block that the SAE reads, where its file does not say.
+        k: active features a token, where a TopK SAE's file does not say.
+
+    Raises:
+        InputError: as `load_pack` and `load_sae`, or if the pack was made for another SAE.
+    """
+    if sae is None and model != "tiny":
+        own = load_pack(pack).sae
+        sae, sae_id = own.release, own.sae_id or None
+    bundled = sae is None or (sae == "tiny" and not Path(sae).exists())
+    if bundled:
+        sae, sae_id = str(tiny.SAE_FOLDER), None
+    assert sae is not None
+    return FeatureReward.from_pack(pack, load_sae(sae, sae_id, device=device, layer=layer, k=k))
 
 
 def check_given_sae(sae: SAE, loaded: LoadedModel, responses: Sequence[Response]) -> SAECheck:

@@ -42,7 +42,7 @@ from mechreward.features import (
 )
 from mechreward.files import read_json, write_json
 from mechreward.gates import check_held_out, gate1
-from mechreward.inputs import FIT, Inputs, check_given_sae, load_given_sae, open_folder, prepare
+from mechreward.inputs import FIT, Inputs, check_given_sae, load_reward, open_folder, prepare
 from mechreward.repairs import check_repair, run_repairs
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, tokenise_prompts
@@ -108,21 +108,27 @@ def train(config: TrainRunConfig, progress: StageProgress = silent) -> Outcome:
             `ungated`, and one that was found on questions which it would be tested on.
     """
     started = time.perf_counter()
-    sae = load_given_sae(config)
-    assert sae is not None  # the settings see to it
-    reward = FeatureReward.from_pack(config.pack, sae)
+    reward = load_reward(
+        config.pack,
+        config.model,
+        config.sae,
+        config.sae_id,
+        device=config.device,
+        layer=config.layer,
+        k=config.sae_file_k,
+    )
     if reward.gate_warning is not None and not config.ungated:
         raise InputError(f"{reward.gate_warning}; train with it all the same with --ungated")
-    inputs = prepare(config, sae)
+    inputs = prepare(config, reward.sae)
     reward.check_model(inputs.loaded.model)
     check_unseen(inputs, reward.pack)
     folder = open_folder(inputs, pack=reward.spec_hash)
     save_questions(folder / "questions.parquet", inputs.split)
     save_pack(reward.pack, folder / "pack.json")
-    record_fit(inputs, folder, sae, sample_baseline(inputs, folder, progress))
+    record_fit(inputs, folder, reward.sae, sample_baseline(inputs, folder, progress))
     for arm in config.arms:
         run_arm(inputs, folder, arm, reward, progress)
-    write_views(inputs, folder, sae)
+    write_views(inputs, folder, reward.sae)
     gate = "pass" if reward.gate_passed else reward.pack.status
     return finish(folder, compare_arms(config.arms, folder), started, gate)
 

@@ -88,7 +88,10 @@ def test_a_given_pack_is_said_to_be_one(folder: Path) -> None:
     found = pack.validation
     assert found is not None and found.interval is not None
     save_pack(pack, folder / "pack.json")
-    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"pack": "somewhere.json", "eval_questions": "tiny:easy"}
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {
+        "pack": "somewhere.json",
+        "eval_questions": "tiny:easy",
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for name in ("gate1.json", "features.parquet", "responses/known.parquet"):
         (folder / name).unlink()

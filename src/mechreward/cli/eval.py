@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechreward.cli.asking import answered, asked, sae_source
+from mechreward.cli.asking import answered, asked
 from mechreward.cli.eval_settings import EvalSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
@@ -17,7 +17,6 @@ from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
     from mechreward.chains import Examiner
-    from mechreward.reward import FeatureReward
     from mechreward.tasks import Question, Variation
 
 
@@ -29,7 +28,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.gates import check_held_out
     from mechreward.gates.reading import read_scores
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
-    from mechreward.inputs import verifier_of
+    from mechreward.inputs import load_reward, verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import check_answers, save_responses, tokenise_prompts, verify_responses
     from mechreward.tiny import model_path
@@ -39,7 +38,9 @@ def evaluate(arguments: list[str], prog: str) -> int:
     assert settings.questions is not None
     questions = asked(settings, settings.questions, settings.limit)
     check_answers(questions, verifier)
-    reward = None if settings.pack is None else _reward(settings, settings.pack)
+    reward = None
+    if settings.pack is not None:
+        reward = load_reward(settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device)
     variations, left_out = _vary(settings, settings.questions) if settings.fuzz else ([], {})
     make_folder(settings.out)
     loaded = load_model(
@@ -94,8 +95,6 @@ def _check(settings: EvalSettings) -> None:
         raise InputError(
             f"samples: {settings.samples} answer a question allows no comparison within it; give 2 or more"
         )
-    if settings.pack is not None:
-        _sae_source(settings)
 
 
 def _vary(settings: EvalSettings, source: str) -> tuple[list[Variation], dict[str, str]]:
@@ -152,17 +151,6 @@ def _examiner(settings: EvalSettings) -> Examiner:
 
 def _is_endpoint(settings: EvalSettings) -> bool:
     return settings.examiner is not None and settings.examiner.startswith(("http://", "https://"))
-
-
-def _reward(settings: EvalSettings, pack: str) -> FeatureReward:
-    from mechreward.reward import FeatureReward
-    from mechreward.sae import load_sae
-
-    return FeatureReward.from_pack(pack, load_sae(_sae_source(settings), settings.sae_id, device=settings.device))
-
-
-def _sae_source(settings: EvalSettings) -> str:
-    return sae_source(settings.model, settings.sae, f"to read {settings.model}")
 
 
 def _finite(value: Any) -> Any:

@@ -28,7 +28,8 @@ class EvalSettings(JudgeSettings):
     pack: str | None = None
     """A pack.json, or a bundled pack by name, whose signal is put to the test."""
     sae: str | None = None
-    """The pack's SAE: a folder or file, or a SAE Lens release; the bundled one for the model `tiny`."""
+    """The pack's SAE: a folder or file, or a SAE Lens release; if left out, the bundled one for the model
+    `tiny`, for others the one that the pack names."""
     sae_id: str | None = None
     """Which SAE of a release."""
     limit: Count = 100

@@ -17,10 +17,7 @@ from mechreward.errors import InputError
 from mechreward.files import make_folder, write_json
 
 if TYPE_CHECKING:
-    from mechreward.features import FeaturePack
     from mechreward.gates import Correlations, Gate1Result, Interval
-    from mechreward.reward import FeatureReward
-
 
 NOT_RECORDED = "note: the pack does not record the questions it was found on; that these are others is not checked"
 
@@ -51,14 +48,17 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     """Judges a pack, prints the table, writes gate1.json and the pack with its verdict; 1 unless it passes."""
     settings = parse_settings(GateSettings, arguments, prog)
     quiet()
-    from mechreward.features import check_table, load_contrast, load_pack, save_pack
+    from mechreward.features import check_table, load_contrast, save_pack
     from mechreward.gates import Thresholds, check_held_out, check_rephrased, gate1
+    from mechreward.inputs import load_reward
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
-    reward = _reward(settings, load_pack(settings.pack))
+    reward = load_reward(
+        settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device, layer=settings.layer
+    )
     table = None if settings.features is None else load_contrast(settings.features)
     if table is not None:
         check_table(table, reward.pack)
@@ -90,19 +90,6 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     for name in ("gate1.json", "pack.json"):
         print_path("wrote", settings.out / name)
     return 0 if result.passed else 1
-
-
-def _reward(settings: GateSettings, pack: FeaturePack) -> FeatureReward:
-    from mechreward.reward import FeatureReward
-    from mechreward.sae import load_sae
-    from mechreward.tiny import SAE_FOLDER
-
-    own = SAE_FOLDER if settings.model == "tiny" else pack.sae.release
-    source, sae_id = (own, pack.sae.sae_id or None) if settings.sae is None else (settings.sae, settings.sae_id)
-    if source == SAE_FOLDER:
-        sae_id = None
-    sae = load_sae(source, sae_id, device=settings.device, layer=settings.layer)
-    return FeatureReward.from_pack(pack, sae)
 
 
 def _show(result: Gate1Result) -> None:

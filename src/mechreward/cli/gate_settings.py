@@ -20,7 +20,8 @@ class GateSettings(JudgeSettings):
     pack: str
     """A pack.json, or a bundled pack by name (`mechreward pack list`)."""
     sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; the pack's own if left out."""
+    """A folder or file on disk, or a SAE Lens release; if left out, the bundled one for the model
+    `tiny`, for others the one that the pack names."""
     sae_id: str | None = None
     """Which SAE of a release."""
     layer: Whole | None = None

@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mechreward.cli.asking import sae_source
 from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
 from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
-from mechreward.inputs import load_policy, load_run_sae, verifier_of
+from mechreward.inputs import load_policy, load_reward, load_run_reward, verifier_of
 from mechreward.models import LoadedModel, load_model
 from mechreward.report.data import read_yaml
 from mechreward.reward import FeatureReward
 from mechreward.rundir import CONFIG
-from mechreward.sae import load_sae
 from mechreward.settings import make_settings, read_fields
 from mechreward.stages import kept_policies
 from mechreward.tasks import Question, load_questions, load_split
@@ -47,12 +45,10 @@ def given(settings: RedTeamSettings) -> Targets:
         )
         for name, model in names.items()
     }
-    source = sae_source(settings.model, settings.sae, f"to read {settings.model}")
-    sae = load_sae(source, settings.sae_id, device=settings.device)
     with named(source="questions"):
         questions = load_questions(settings.questions, limit=settings.limit, seed=settings.seed)
     return Targets(
-        reward=FeatureReward.from_pack(settings.pack, sae),
+        reward=load_reward(settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device),
         questions=questions,
         verifier=get_verifier(settings.verifier),
         max_new_tokens=settings.max_new_tokens,
@@ -84,7 +80,7 @@ def of_run(settings: RunSettings) -> Targets:
     models: dict[str, Callable[[], LoadedModel]] = {"before": partial(load_policy, config)}
     models |= {arm: partial(load_kept, config, kept[arm]) for arm in settings.arms or kept}
     return Targets(
-        reward=FeatureReward.from_pack(str(folder / "pack.json"), load_run_sae(config, folder)),
+        reward=load_run_reward(config, folder),
         questions=load_split(folder / "questions.parquet").unknown[: settings.limit],
         verifier=verifier_of(config.verifier, config.strictness),
         max_new_tokens=config.max_new_tokens,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from mechreward.cli.asking import sae_source
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.serve_settings import ServeSettings
 from mechreward.cli.terminal import RichProgress, console
@@ -43,17 +42,21 @@ def load_scorer(settings: ServeSettings) -> Scorer:
     Raises:
         InputError: as their loaders, and for a pack without a passed gate unless `ungated`.
     """
-    from mechreward.inputs import verifier_of
+    from mechreward.inputs import load_reward, verifier_of
     from mechreward.integrations.scorer import Scorer
     from mechreward.models import load_model
-    from mechreward.reward import FeatureReward
-    from mechreward.sae import load_sae
     from mechreward.tiny import model_path
 
     verifier = None if settings.verifier is None else verifier_of(settings.verifier, settings.strictness)
-    source = sae_source(settings.model, settings.sae, f"to read {settings.model}")
-    sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer, k=settings.k)
-    reward = FeatureReward.from_pack(settings.pack, sae)
+    reward = load_reward(
+        settings.pack,
+        settings.model,
+        settings.sae,
+        settings.sae_id,
+        device=settings.device,
+        layer=settings.layer,
+        k=settings.k,
+    )
     if reward.gate_warning is not None and not settings.ungated:
         raise InputError(f"{reward.gate_warning}; serve it all the same with --ungated")
     loaded = load_model(

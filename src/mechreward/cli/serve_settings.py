@@ -21,7 +21,8 @@ class ServeSettings(Settings):
     pack: str
     """The feature pack: a file, or a bundled pack's name."""
     sae: str | None = None
-    """Its SAE: a folder or file, or a SAE Lens release; the bundled one for the model `tiny`."""
+    """Its SAE: a folder or file, or a SAE Lens release; if left out, the bundled one for the model
+    `tiny`, for others the one that the pack names."""
     sae_id: str | None = None
     """Which SAE of a release."""
     layer: Whole | None = None
