@@ -258,7 +258,7 @@ def test_table_equals_scipy_over_question_means(
     attr = found.attr_BF.double().numpy()
     mean_QF = np.stack([attr[names == q].mean(0) for q in np.unique(names)])
     np.testing.assert_allclose(frame["effect"], mean_QF.mean(0), rtol=1e-3, atol=1e-4)
-    p = stats.ttest_1samp(mean_QF, 0).pvalue
+    p = np.maximum(stats.ttest_1samp(mean_QF, 0).pvalue, 2.0 ** (1 - (mean_QF != 0).sum(0)))
     live = ~np.isnan(p)
     np.testing.assert_allclose(frame["p_value"][live], p[live], rtol=1e-2, atol=1e-4)
     assert (frame["p_value"][~live] == 1).all()

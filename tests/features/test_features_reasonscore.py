@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -197,7 +198,8 @@ def test_table_of_a_models_own_answers(
     np.testing.assert_allclose(frame["entropy"], entropy, atol=1e-5)
     names = np.array([row.question_id for row in rows])
     per_question = np.stack([sums["share"][name] for name in np.unique(names)])
-    expected_p = stats.ttest_1samp(per_question, 0).pvalue
+    least_p = 2.0 ** (1 - (np.abs(per_question) > 1e-9).sum(0))
+    expected_p = np.maximum(stats.ttest_1samp(per_question, 0).pvalue, least_p)
     live = ~np.isnan(expected_p)
     np.testing.assert_allclose(frame["p_value"][live], expected_p[live], rtol=1e-3, atol=1e-5)
     means = np.stack([act[keep].mean(0) for act, keep in zip(acts, kept, strict=True)])
@@ -272,8 +274,22 @@ def test_question_means_equal_scipy() -> None:
     for value in values:
         means.add(value)
     np.testing.assert_allclose(means.p_values()[:3], stats.ttest_1samp(values, 0).pvalue[:3])
-    assert means.p_values()[3:].tolist() == [1, 0]
+    assert means.p_values()[3:].tolist() == [1, 2 / 2**9]
     np.testing.assert_allclose(means.square_F, ((values - values.mean(0)) ** 2).sum(0), atol=1e-12)
+
+
+def test_p_is_never_below_what_turning_signs_allows() -> None:
+    """Against the exact test by enumeration: values alike, nearly alike, alike beside a 0; of one question, of none."""
+    values = np.array([[0.7, 0.7, 0.7, 0, 0], [0.7, 0.7001, 0.7, 0, 0], [0.7, 0.6999, 0, 2, 0]])
+    means = QuestionMeans(5, 2, 0)
+    for value in values:
+        means.add(value)
+    turned = np.array([signs @ values / 3 for signs in np.array(list(itertools.product((-1, 1), repeat=3)))])
+    exact = (np.abs(turned) >= np.abs(values.mean(0)) - 1e-9).mean(0)
+    np.testing.assert_allclose(exact, [1 / 4, 1 / 4, 1 / 2, 1, 1])
+    t_test = stats.ttest_1samp(values, 0).pvalue
+    assert t_test[0] < 1e-30 and t_test[1] < 1e-6 and t_test[2] < 1 / 2
+    np.testing.assert_allclose(means.p_values(), exact)
 
 
 def test_stability_counts_halves_that_have_it_among_the_largest_of_its_sign() -> None:
