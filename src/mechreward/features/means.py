@@ -1,7 +1,7 @@
 """Mean of a number of every feature over questions, its one-sample t test, and its stability over half-samples.
 
 A question counts once, however many answers it has, so that the t of the question means is the t clustered by question
-(n - 1 degrees of freedom). Sums are Welford's: what is constant has a spread of exactly 0, and so an infinite t. Hence p
+(n - 1 degrees of freedom). Sums are Welford's: what is constant has a spread of exactly 0, an infinite t. Hence p
 is never below 2 / 2^m, with m questions of another value than 0: the least of the exact test that turns their signs.
 """
 
