@@ -21,6 +21,8 @@ from math import inf
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
+from transformers import PreTrainedTokenizerBase
+
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel
 from mechreward.rollout import sample_responses, tokenise_prompts
@@ -67,7 +69,7 @@ class LocalExaminer:
         return self.loaded.name
 
     def ask(self, prompt: str) -> str:
-        question = Question("examiner", prompt, "")
+        question = Question("examiner", defused(prompt, self.loaded.tokenizer), "")
         if self.chat and self.loaded.tokenizer.chat_template is None:
             raise InputError(f"chat: the tokenizer of {self.loaded.name} has no chat template; ask it with chat=False")
         try:
@@ -87,9 +89,25 @@ class LocalExaminer:
         return responses[0].text
 
 
+def defused(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with a space inside each of the tokenizer's control tokens.
+
+    What is judged is a model's own text, and a policy may learn to write the token that ends the user's turn, after
+    which it would speak as the examiner.
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest_first = sorted(special, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first if len(token) > 1)
+    return re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", text) if pattern else text
+
+
 @dataclass(frozen=True)
 class EndpointExaminer:
-    """An OpenAI-compatible server, such as `vllm serve`; asked at `{url}/chat/completions`."""
+    """An OpenAI-compatible server, such as `vllm serve`; asked at `{url}/chat/completions`.
+
+    Which control tokens its model has is not known here: to keep those that stand in a judged answer from being read as
+    such is the server's part.
+    """
 
     url: str
     """Up to and with the version: `http://localhost:8000/v1`."""
