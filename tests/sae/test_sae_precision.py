@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +14,24 @@ import torch
 from mechreward.sae.precision import is_plain, plain_float32, stays_plain
 
 MATMUL = torch.backends.cuda.matmul
-# One process a setting: torch's two ways leave traces in each other. The last line sets what a backend without a
-# setting of its own follows.
-SCRIPT = """
-import json, sys, torch
+# Every script runs in a process of its own: torch's two ways leave traces in each other. Each is a fork of one process
+# that has imported torch and set nothing; a script that fails prints a traceback and leaves no line.
+FORKS = """
+import json, os, sys, torch
+from threading import Event, Thread
 from mechreward.sae import SAE, SAEMeta
 from mechreward.sae.precision import is_plain, plain_float32
 
+for name, script in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        exec(script)
+        print(json.dumps([name, report]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+# SETTING is what a trainer writes; the last line sets what a backend without a setting of its own follows.
+SCRIPT = """
 def said():
     try:
         older = torch.get_float32_matmul_precision()
@@ -34,7 +45,7 @@ sae = SAE("topk", torch.randn(6, 40), torch.zeros(40), torch.randn(40, 6), torch
 h, ids = torch.randn(4, 6), list(range(40))
 pre = h.double() @ sae.W_enc_DF.double()
 wanted = (pre.relu() * (pre >= pre.topk(3).values[:, -1:])).float()
-exec(sys.argv[1])
+SETTING
 report = {"before": said()}
 read = [sae.encode(h), sae.read(h, ids), sae.reader(ids)(h)]
 report["right"] = all(torch.allclose(acts, wanted, atol=1e-6) for acts in read)
@@ -46,52 +57,11 @@ with plain_float32(torch.device("cpu")):
     report["inside"], report["tf32 inside"] = said(), torch.backends.cuda.matmul.allow_tf32
 torch.backends.fp32_precision = "ieee"
 report["later"] = said()[2:]
-print(json.dumps(report))
 """
-
-
-@pytest.mark.parametrize(
-    ("setting", "before", "plain", "later"),
-    [
-        ("", ["highest", "none", "none", "none"], True, ["ieee", "ieee"]),
-        ("torch.set_float32_matmul_precision('highest')", ["highest", "none", "ieee", "ieee"], True, ["ieee", "ieee"]),
-        ("torch.set_float32_matmul_precision('high')", ["high", "none", "tf32", "tf32"], False, ["tf32", "tf32"]),
-        ("torch.set_float32_matmul_precision('medium')", ["medium", "none", "tf32", "bf16"], False, ["tf32", "bf16"]),
-        (
-            "torch.backends.fp32_precision = 'tf32'",  # as transformers does for tf32=True
-            ["contradiction", "tf32", "tf32", "tf32"],
-            False,
-            ["ieee", "ieee"],
-        ),
-        (
-            "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-            ["contradiction", "none", "tf32", "none"],
-            False,
-            ["tf32", "ieee"],
-        ),
-    ],
-    ids=["nothing", "highest", "high", "medium", "new, for all", "new, of one backend"],
-)
-def test_whichever_way_a_trainer_says_it(setting: str, before: list[str], plain: bool, later: list[str]) -> None:
-    run = subprocess.run([sys.executable, "-c", SCRIPT, setting], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    report: dict[str, Any] = json.loads(run.stdout)
-    assert report["before"] == report["after"] == before
-    assert report["right"] is True
-    assert report["plain"] is plain
-    # All of what torch can be asked says the same.
-    assert report["inside"] == ["highest", before[1], "ieee", "ieee"]
-    assert report["tf32 inside"] is False
-    # What followed the setting for all still does; what had one of its own keeps it.
-    assert report["later"] == later
 
 
 # Two readers at once, of which the first goes first.
 THREADS = """
-import json, torch
-from threading import Event, Thread
-from mechreward.sae.precision import plain_float32
-
 cpu, backends = torch.device("cpu"), torch.backends
 said = lambda: [torch.get_float32_matmul_precision(), backends.cuda.matmul.fp32_precision,
                 backends.mkldnn.matmul.fp32_precision, backends.cuda.matmul.allow_fp16_reduced_precision_reduction]
@@ -113,14 +83,73 @@ threads = Thread(target=first), Thread(target=second)
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 report["after"] = said()
-print(json.dumps(report))
 """
 
+# By name: what a trainer writes, what torch says then, whether that is plain float32, and the two backends' at the end.
+SETTINGS = {
+    "nothing": ("", ["highest", "none", "none", "none"], True, ["ieee", "ieee"]),
+    "highest": (
+        "torch.set_float32_matmul_precision('highest')",
+        ["highest", "none", "ieee", "ieee"],
+        True,
+        ["ieee", "ieee"],
+    ),
+    "high": ("torch.set_float32_matmul_precision('high')", ["high", "none", "tf32", "tf32"], False, ["tf32", "tf32"]),
+    "medium": (
+        "torch.set_float32_matmul_precision('medium')",
+        ["medium", "none", "tf32", "bf16"],
+        False,
+        ["tf32", "bf16"],
+    ),
+    "new, for all": (
+        "torch.backends.fp32_precision = 'tf32'",  # as transformers does for tf32=True
+        ["contradiction", "tf32", "tf32", "tf32"],
+        False,
+        ["ieee", "ieee"],
+    ),
+    "new, of one backend": (
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        ["contradiction", "none", "tf32", "none"],
+        False,
+        ["tf32", "ieee"],
+    ),
+}
 
-def test_threads_that_read_at_once_neither_lose_the_precision_nor_leave_it_behind() -> None:
-    run = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
+
+Reports = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def reports() -> Reports:
+    """Runs every script once; gives the report of one, by its name."""
+    scripts = {name: SCRIPT.replace("SETTING", setting) for name, (setting, *_) in SETTINGS.items()}
+    command = [sys.executable, "-c", FORKS, json.dumps(scripts | {"threads": THREADS})]
+    run = subprocess.run(command, capture_output=True, text=True)
+    found = dict(json.loads(line) for line in run.stdout.splitlines())
+
+    def report(name: str) -> dict[str, Any]:
+        assert name in found, run.stderr
+        return found[name]
+
+    return report
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_whichever_way_a_trainer_says_it(reports: Reports, name: str) -> None:
+    _, before, plain, later = SETTINGS[name]
+    report = reports(name)
+    assert report["before"] == report["after"] == before
+    assert report["right"] is True
+    assert report["plain"] is plain
+    # All of what torch can be asked says the same.
+    assert report["inside"] == ["highest", before[1], "ieee", "ieee"]
+    assert report["tf32 inside"] is False
+    # What followed the setting for all still does; what had one of its own keeps it.
+    assert report["later"] == later
+
+
+def test_threads_that_read_at_once_neither_lose_the_precision_nor_leave_it_behind(reports: Reports) -> None:
+    report = reports("threads")
     assert report["alone"] == ["highest", "ieee", "ieee", False]
     assert report["before"] == report["after"] == ["high", "tf32", "tf32", True]
 
