@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 
 from mechreward.errors import InputError
 from mechreward.features import load_pack
@@ -33,7 +36,7 @@ def config(out: Path, **changes: object) -> StudyConfig:
     small = {
         "questions": "tiny:easy", "limit": 20, "known": 0.8, "samples": 4, "eval_samples": 1, "max_new_tokens": 60,
         "n_features": 5, "ungated": True, "arms": ("outcome", "sae"), "seeds": (0,), "steps": 1, "eval_every": 3,
-        "questions_per_step": 1, "generations": 2, "learning_rate": 1e-4, "out": out,
+        "questions_per_step": 1, "generations": 2, "learning_rate": 1e-3, "out": out,
     }  # fmt: skip
     return make_study(**(small | changes))
 
@@ -46,34 +49,52 @@ def here(jobs: list[Job], workers: int, on_done: object) -> dict[str, str]:  # n
     return {}
 
 
-def test_two_arms_one_step_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Whole:
+    """A study that ran through in this process, one thread, and what it wrote then: one test runs a part of it anew."""
+
+    folder: Path
+    results: StudyResults
+    written: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("study") / "s"
+    torch.set_num_threads(1)  # as in every process of a study that the command line starts here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "run_jobs", here)
+        results = run_study(config(folder))
+    return Whole(folder, results, json.loads((folder / "results.json").read_text()))
+
+
+def test_two_arms_one_step_and_resumed(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "run_jobs", here)
-    results = run_study(config(tmp_path / "s"))
+    folder, results = whole.folder, whole.results
     assert [(run.arm, run.seed) for run in results.runs] == [("outcome", 0), ("sae", 0)]
     assert all([e.step for e in run.evaluations] == [0, 1] for run in results.runs)
     start = [run.evaluations[0].correct for run in results.runs]
     assert start[0] == start[1] and len(start[0]) == 4, "both start from the same model, asked with the same seeds"
-    written = json.loads((tmp_path / "s" / "results.json").read_text())
-    assert StudyResults(**written) == results and written["judged"] == "sae"
+    assert StudyResults(**whole.written) == results and whole.written["judged"] == "sae"
     # A run whose file is lost comes out the same, however many run at a time; the other is not run again.
-    lost, kept = tmp_path / "s" / "runs" / "sae-0.json", tmp_path / "s" / "runs" / "outcome-0.json"
+    lost, kept = folder / "runs" / "sae-0.json", folder / "runs" / "outcome-0.json"
     before = json.loads(lost.read_text())
     lost.unlink()
     # What a kill leaves behind, here of another run, has no say.
-    assert not any((tmp_path / "s" / "checkpoints").iterdir())
-    (tmp_path / "s" / "checkpoints" / "sae-0").mkdir()
-    (tmp_path / "s" / "checkpoints" / "sae-0" / "run.json").write_text("{}")
+    assert not any((folder / "checkpoints").iterdir())
+    (folder / "checkpoints" / "sae-0").mkdir()
+    (folder / "checkpoints" / "sae-0" / "run.json").write_text("{}")
     stamp = kept.stat().st_mtime_ns
-    again = run_study(config(tmp_path / "s", resume=True, workers=2))
+    again = run_study(config(folder, resume=True, workers=2))
     assert again == results and kept.stat().st_mtime_ns == stamp
     assert before["facts"].pop("seconds") > 0
-    assert before["facts"] == {"learning_rate": 1e-4, "dense_weight": 0.3}
+    assert before["facts"] == {"learning_rate": 1e-3, "dense_weight": 0.3}
     with pytest.raises(InputError, match="holds a run already"):
-        run_study(config(tmp_path / "s"))
+        run_study(config(folder))
     # What is drawn at random is drawn for each seed, and the same in every process.
-    setting, inputs = config(tmp_path / "s"), prepare(config(tmp_path / "s"))
+    setting, inputs = config(folder), prepare(config(folder))
     for arm in ("random", "shuffled", "failed"):
-        packs = [room.load_reward(setting, inputs, tmp_path / "s", arm, seed).pack for seed in (0, 1, 0)]
+        packs = [room.load_reward(setting, inputs, folder, arm, seed).pack for seed in (0, 1, 0)]
         assert packs[0] == packs[2] and packs[0].features != packs[1].features
 
 
@@ -102,29 +123,10 @@ def test_the_end_is_what_training_gives_back(tmp_path: Path, monkeypatch: pytest
     assert [one.step for one in run.evaluations] == [0, 1, 2]
 
 
-SMALL = """\
-stage: 2
-questions: tiny:easy
-limit: 20
-known: 0.8
-samples: 4
-eval_samples: 1
-max_new_tokens: 60
-n_features: 5
-ungated: true
-arms: [outcome, sae]
-seeds: [0]
-steps: 1
-eval_every: 1
-questions_per_step: 1
-generations: 2
-learning_rate: 1.0e-3
-"""
-
-
 @pytest.mark.slow
-def test_killed_with_all_its_processes_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text(SMALL)
+def test_killed_with_all_its_processes_and_resumed_equals_uninterrupted(whole: Whole, tmp_path: Path) -> None:
+    same = config(tmp_path).model_dump(mode="json", exclude_unset=True, exclude={"out"})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"stage": 2} | same))
 
     def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
         command = [
@@ -146,8 +148,7 @@ def test_killed_with_all_its_processes_and_resumed_equals_uninterrupted(tmp_path
         found: dict[str, object] = json.loads((folder / "results.json").read_text())
         return found
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    straight = finish(start(whole), whole)
+    broken = tmp_path / "broken"
     killed = start(broken)
     first, second = (broken / "runs" / f"{arm}-0.json" for arm in ("outcome", "sae"))
     while not first.exists():
@@ -157,9 +158,9 @@ def test_killed_with_all_its_processes_and_resumed_equals_uninterrupted(tmp_path
     assert killed.wait(timeout=60) == -signal.SIGKILL
     assert not second.exists() and not (broken / "results.json").exists()
     stamp = first.stat().st_mtime_ns
-    assert finish(start(broken, "--resume"), broken) == straight
+    assert finish(start(broken, "--resume"), broken) == whole.written
     assert first.stat().st_mtime_ns == stamp, "what was there is not run again"
-    assert len(straight["runs"]) == 2 and not straight["crashed"]
+    assert len(whole.written["runs"]) == 2 and not whole.written["crashed"]
 
 
 def test_tuning_never_sees_unknown_and_outcome_has_no_dense_weight(tmp_path: Path) -> None:
