@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,19 @@ from mechreward.files import read_json
 from mechreward.models import load_model
 from mechreward.sae import load_sae
 from mechreward.tiny import ASSETS, MODEL, SAE_FOLDER
-from mechreward.tiny.build import build
+from mechreward.tiny import build as script
+from mechreward.tiny.build import build, build_sae
 from mechreward.tiny.card import model_card
 from mechreward.tiny.measure import positions
+from mechreward.tiny.training import SMALL
 
 
 @pytest.mark.slow
-def test_small_build_makes_every_asset(tmp_path: Path) -> None:
+def test_small_build_makes_every_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sae_lens")
+    made = []
+    monkeypatch.setattr(script, "SMALL", replace(SMALL, steps=100))
+    monkeypatch.setattr(script, "build_sae", lambda *given: made.append(build_sae(*given)) or made[-1])
     measurements = build(tmp_path, small=True)
     assert measurements["training"]["loss"] < 2.5  # from log(200) = 5.3: it has learnt the format
     loaded, sae = load_model(str(tmp_path / "model")), load_sae(tmp_path / "sae")
@@ -26,6 +32,9 @@ def test_small_build_makes_every_asset(tmp_path: Path) -> None:
     assert sae.meta.layer == 1
     assert measurements["sae"]["fvu"] < 0.5
     assert (tmp_path / "README.md").read_text() == model_card(measurements)
+    # Built again into the same folder, the model is not trained again.
+    monkeypatch.setattr(script, "train_model", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(script, "build_sae", lambda *_: made[0])
     assert build(tmp_path, small=True)["training"] == measurements["training"]
 
 
