@@ -1,8 +1,10 @@
 """Every code block of README.md, CONTRIBUTING.md and docs/ runs, in order, as a reader would run it.
 
 A page's ```python blocks share one namespace and one empty working folder. Of a ```bash block every line has to be a
-`mechreward` command or a comment; of a ```console block the lines after `$ ` do. A block that cannot run here says so
-on the line before it, `<!-- not run: reason -->`, and its reason is asserted.
+`mechreward` command or a comment; of a ```console block the lines after `$ ` do. A page's first command is a process
+that bash starts, and so is every line that asks bash for more than to start it; the others run in the test's own
+process. A block that cannot run here says so on the line before it, `<!-- not run: reason -->`, and its reason is
+asserted.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import doctest
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mechreward.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +36,8 @@ FENCE = re.compile(
 )
 NOT_RUN = re.compile(r"\s*not run:\s*(?P<reason>\S.*?)\s*", re.DOTALL)
 TIMEOUT_SECONDS = 240
+SHELL = re.compile(r"[|&;<>$`*?~]")
+"""What a line asks bash for, beside its words."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class Page:
     folder: Path
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "__docs__"})
     done: int = 0
+    started: bool = False
+    """Whether a command of the page has been a process of its own."""
 
     def run_up_to(self, block: Block) -> None:
         while block not in self.blocks[: self.done]:
@@ -87,10 +96,21 @@ class Page:
             exec(code, self.namespace)
             return
         for line in command_lines(block):
-            run_command(line, self.folder)
+            if self.started and not SHELL.search(line):
+                run_here(line)
+            else:
+                start_command(line, self.folder)
+                self.started = True
 
 
-def run_command(line: str, folder: Path) -> None:
+def run_here(line: str) -> None:
+    """What `mechreward` does with the line's arguments, in the folder that the test is in."""
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(line, comments=True)[1:])
+    assert end.value.code == 0, line
+
+
+def start_command(line: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
@@ -224,6 +244,17 @@ def test_runner_shares_a_namespace_and_runs_each_block_once(tmp_path: Path) -> N
     assert page.namespace["runs"] == [1, 2]
 
 
-def test_runner_reports_a_failing_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_runner_reports_a_failing_command(tmp_path: Path, started: bool) -> None:
     with pytest.raises(AssertionError, match="no-such-verb"):
-        Page([], tmp_path).run(Block("page.md", 1, "bash", "mechreward no-such-verb\n"))
+        Page([], tmp_path, started=started).run(Block("page.md", 1, "bash", "mechreward no-such-verb\n"))
+
+
+def test_runner_leaves_to_bash_what_is_bash_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page([], tmp_path)
+    page.run(Block("page.md", 1, "bash", "mechreward --version > first.txt\n"))
+    page.run(
+        Block("page.md", 1, "console", "$ mechreward --version  # said here\n$ mechreward --help | wc -l > rest\n")
+    )
+    assert capsys.readouterr().out == (tmp_path / "first.txt").read_text()
+    assert int((tmp_path / "rest").read_text()) > 5
