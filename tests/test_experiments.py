@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -22,7 +23,8 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [("01_baseline", "outcome"), ("02_feature_reward", "dense"), ("03_hybrid", "dense"), ("07_capability", "dense")],
+    # 07 runs the whole of 03, as the test below shows.
+    [("01_baseline", "outcome"), ("02_feature_reward", "dense"), ("07_capability", "dense")],
 )
 def test_smoke(name: str, arm: str, tmp_path: Path) -> None:
     [trained] = import_module(name).main(["--smoke", "--seeds", "4", "--out", str(tmp_path)])
@@ -30,10 +32,23 @@ def test_smoke(name: str, arm: str, tmp_path: Path) -> None:
     results = json.loads((trained.folder / "results.json").read_text())
     assert list(results["arms"]) == [arm] and results["arms"][arm]["paired"]["n_questions"] == 6
     assert json.loads((tmp_path / "summary.json").read_text())["seeds"]["4"] == results["arms"][arm]
-    assert read_run(trained.folder).train is not None and write_report(trained.folder).stat().st_size > 1000
+    assert read_run(trained.folder).train is not None
+    assert (trained.folder / "report.html").stat().st_size > 1000, "written by `write_report` when the run was there"
     assert ("panel" in results) == (name == "07_capability")
     if "panel" in results:
+        assert write_report(trained.folder).stat().st_size > 1000
         assert results["panel"]["tiny:easy"].keys() == {"before", "before_error", "after", "after_error"}
+
+
+def test_03_is_what_07_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hybrid, capability = import_module("03_hybrid"), import_module("07_capability")
+    arguments, asked = ["--smoke", "--out", str(tmp_path)], []
+    for module in (hybrid, capability):
+        fake = create_autospec(module.run, side_effect=lambda _, *given: asked.append(given) or [])
+        monkeypatch.setattr(module, "run", fake)
+        assert module.main(arguments) == []
+    assert asked == [("dense", hybrid.rewards, arguments)] * 2
+    assert hybrid.run.call_args.args[0] == hybrid.__doc__
 
 
 def test_settings_are_those_of_improve(tmp_path: Path) -> None:
