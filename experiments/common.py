@@ -26,7 +26,7 @@ from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import save_responses
 from mechreward.rundir import stage_seed
 from mechreward.settings import make_settings, read_fields
-from mechreward.stages import finish, sample_baseline, silent, train_config, verified
+from mechreward.stages import finish, grpo_options, sample_baseline, silent, verified
 from mechreward.tasks import save_questions, split_questions
 from mechreward.training import DenseConfig, train_arm
 
@@ -95,7 +95,7 @@ def train(config: ImproveConfig, arm: Arm, rewards: Rewards) -> Trained:
         load_policy(config),
         inputs.split.known,
         rewards(reward, OutcomeReward(inputs.verifier), config),
-        train_config(config),
+        grpo_options(config),
         folder / "checkpoints" / arm,
         arm=arm,
         dense=DenseConfig(credit=config.credit, gamma=config.gamma, step_end=config.step_end),

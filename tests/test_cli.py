@@ -13,6 +13,7 @@ import mechreward
 from mechreward.cli import main
 from mechreward.cli.redteam_settings import RunSettings
 from mechreward.cli.redteam_targets import of_run
+from mechreward.features import load_pack, save_pack
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -213,10 +214,12 @@ def test_gate_not_passed_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_
 def test_train_ends_with_0_and_says_where_the_policy_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     short = "--limit 6 --steps 1 --eval-samples 1 --questions-per-step 1 --generations 2 --max-new-tokens 20".split()
-    code, said, _ = run(
-        capsys, "train", "--pack", "tiny/reasoning_pack", "--questions", "tiny:easy", *short, "--out", str(out)
-    )
-    assert code == 0
+    save_pack(load_pack("tiny/reasoning_pack").model_copy(update={"validation": None}), tmp_path / "pack.json")
+    given = ("--pack", str(tmp_path / "pack.json"), "--questions", "tiny:easy", *short, "--out", str(out))
+    code, _, error = run(capsys, "train", *given)
+    assert code == 2 and error.endswith("train with it all the same with --ungated\n")
+    code, said, _ = run(capsys, "train", *given, "--ungated")
+    assert code == 0, "no gate was run here, so none has failed"
     assert f"policy (dense): {out}/checkpoints/dense/checkpoint-1\n" in said and f"report: {out}/report.html" in said
     assert run(capsys, "train", "--questions", "tiny:easy")[0] == 2
     settings = RunSettings(run=out, limit=1)

@@ -169,6 +169,22 @@ def finished(pack, tmp_path_factory):
     return folder, adapted
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (b"\xff\xfe", "run: .*config.yaml is not valid YAML"),
+        (b"a: [", "run: .*config.yaml is not valid YAML"),
+        (b"stage: 2", "run: .* is a study; name a run directory"),
+    ],
+)
+def test_what_is_no_run_is_refused(finished, tmp_path, config: bytes, sentence: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "config.yaml").write_bytes(config)
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        of_run(RunSettings(run=folder))
+
+
 def test_a_run_directory_says_what_is_attacked(finished) -> None:
     folder, adapted = finished
     kept = {name: path.relative_to(folder / "checkpoints") for name, path in kept_policies(folder).items()}

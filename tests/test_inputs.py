@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from mechreward import inputs as room
 from mechreward.config import ImproveConfig, make_config, make_train_config
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
 from mechreward.files import read_json
-from mechreward.inputs import Inputs, load_policy, load_reward, load_run_reward, open_folder, prepare, verifier_of
+from mechreward.inputs import (
+    Inputs,
+    load_policy,
+    load_reward,
+    load_run_reward,
+    load_sides,
+    open_folder,
+    prepare,
+    verifier_of,
+)
 from mechreward.models import LoadedModel
 from mechreward.sae import SAE, load_sae, save_sae
 from mechreward.studies.config import make_study
@@ -72,14 +83,64 @@ def test_settings_arrive_where_questions_and_model_are_loaded(
     assert (found.layer, found.sae, load_policy(config)) == (1, None, loaded)
 
 
+def test_unknown_questions_may_come_from_a_second_source(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+    others = [Question("q1", "what is 50 ?", "50")]
+
+    def load(source: str, **options: Any) -> list[Question]:
+        asked.append((source, options))
+        return QUESTIONS if len(asked) % 2 else others
+
+    monkeypatch.setattr(room, "load_questions", load)
+    monkeypatch.setattr(room, "load_model", lambda *_, **__: loaded)
+    fields: dict[str, Any] = {
+        "questions": "some/source", "layer": 1, "id_column": "i", "limit": 20, "seed": 9, "max_new_tokens": 20,
+        "generator_options": {"name": "main"}, "split": "train", "eval_questions": "some/other",
+    }  # fmt: skip
+    found = prepare(make_config(**fields, eval_split="dev", eval_limit=1, eval_generator_options={"name": "x"}))
+    assert found.split == (QUESTIONS, [Question("eval-q1", "what is 50 ?", "50")])
+    (first, known), (second, unknown) = asked
+    assert (first, second) == ("some/source", "some/other")
+    assert {name for name in known if known[name] != unknown[name]} == {"split", "limit", "seed", "options"}
+    assert (unknown["split"], unknown["limit"], unknown["options"]) == ("dev", 1, {"name": "x"})
+    # By default the split and, of one source, the options are those of the first.
+    for source, options in (("some/other", {}), ("some/source", {"name": "main"})):
+        prepare(make_config(**fields | {"eval_questions": source}))
+        assert (asked[-1][1]["split"], asked[-1][1]["limit"], asked[-1][1]["options"]) == ("train", None, options)
+    with pytest.raises(InputError, match="^eval_split: 'dev' means nothing to tiny:easy, which is no dataset$"):
+        prepare(make_config(**fields | {"eval_questions": "tiny:easy", "eval_split": "dev"}))
+    others[0] = Question("q1", "what is 50 ?", "fifty")
+    asked.clear()
+    with pytest.raises(InputError, match=r"^answer: 'fifty' is not a number.*\(question eval-q1\)"):
+        prepare(make_config(**fields))
+    others[0] = Question("q1", "5" * 500, "50")
+    asked.clear()
+    with pytest.raises(InputError, match="eval-q1.*needs 500 prompt tokens"):
+        prepare(make_config(**fields))
+
+
+def test_a_generator_asked_twice_gives_other_questions() -> None:
+    twice = make_config(questions="tiny:easy", eval_questions="tiny:easy", limit=20, eval_limit=20)
+    split = load_sides(twice, gsm8k_exact_match)
+    assert len({q.prompt for side in split for q in side}) == 40
+
+
+def test_an_adapter_and_a_new_one_are_refused(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "load_questions", lambda *_, **__: QUESTIONS)
+    adapted = get_peft_model(copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules="all-linear"))
+    monkeypatch.setattr(room, "load_model", lambda *_, **__: replace(loaded, model=adapted))
+    with pytest.raises(InputError, match="^lora_rank: 2, but the model has an adapter"):
+        prepare(make_config(questions="some:source", layer=1, lora_rank=2))
+
+
 def test_a_resumed_run_keeps_its_questions_sae_and_settings(loaded: LoadedModel, sae: SAE, tmp_path: Path) -> None:
     out = open_folder(made(loaded, sae, tmp_path / "run"))
     assert set(read_json(out / "manifest.json")["hashes"]) == {"questions", "sae"}
     assert open_folder(made(loaded, sae, out, resume=True)) == out
     other = replace(sae, b_dec_D=sae.b_dec_D + 1)
     for changed, sentence in (
-        (made(loaded, sae, out, resume=True, answer="20"), "^resume: the questions are not those"),
-        (made(loaded, other, out, resume=True), "^resume: the sae are not those"),
+        (made(loaded, sae, out, resume=True, answer="20"), "^resume: questions changed since the run in"),
+        (made(loaded, other, out, resume=True), "^resume: sae changed since the run in"),
         (made(loaded, sae, out, resume=True, seed=1), "^seed: 1 is not what the run in .* was started with"),
     ):
         with pytest.raises(InputError, match=sentence):

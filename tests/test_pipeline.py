@@ -22,10 +22,11 @@ from mechreward.files import read_json
 from mechreward.inputs import prepare
 from mechreward.models import load_model
 from mechreward.pipeline import check_unseen, get_sae, improve, sample_known, train
-from mechreward.rollout import Response, load_responses
+from mechreward.rollout import Response, load_responses, prompt_hashes, tokenise_prompts
 from mechreward.rundir import stage_seed
 from mechreward.stages import answer_unknown, kept_policies, silent
 from mechreward.tasks import load_split
+from mechreward.tiny import MODEL
 from mechreward.views import RESPONSES, by_turns
 
 QUICK: dict[str, Any] = {
@@ -172,27 +173,28 @@ def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path,
 
 def _trains(finished: Path, **changes: Any) -> dict[str, Any]:
     """Settings of a run with the pack of `finished`, on the same questions."""
-    return QUICK | {"arms": ("dense",), "pack": str(finished / "pack.json")} | changes
+    return QUICK | {"pack": str(finished / "pack.json")} | changes
 
 
-def test_train_with_the_gated_pack_is_the_main_jobs_own_arm(finished: Path, tmp_path: Path) -> None:
+def test_train_with_the_gated_pack_killed_and_resumed_is_the_main_jobs_own_end(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    outcome = train(make_train_config(**_trains(finished), out=out))
-    assert outcome.passed and outcome.results["policies"] == {"dense": "checkpoints/dense/checkpoint-2"}
+    with pytest.raises(Killed):
+        train(make_train_config(**_trains(finished), out=out), Killer("train dense"))
+    outcome = train(make_train_config(**_trains(finished), out=out, resume=True))
+    assert outcome.passed
+    assert outcome.results["policies"] == {arm: f"checkpoints/{arm}/checkpoint-2" for arm in ("dense", "outcome")}
+    assert all((out / name).exists() for name in ("sae.json", "chains.json"))
     assert not [name for name in ("features.parquet", "gate1.json", "responses/known.parquet") if (out / name).exists()]
-    assert _metrics(out) == [row for row in _metrics(finished) if row["arm"] == "dense"]
-    whole = _sorted(finished / "rollouts.parquet")
-    pd.testing.assert_frame_equal(
-        _sorted(out / "rollouts.parquet"), whole[whole["arm"] == "dense"].reset_index(drop=True)
-    )
-    for name in ("baseline", "final-dense"):
-        ours, theirs = (_sorted(folder / "responses" / f"{name}.parquet") for folder in (out, finished))
+    assert _metrics(out) == _metrics(finished)
+    for name in ("rollouts", "responses/baseline", "responses/final-dense", "responses/final-outcome"):
+        ours, theirs = (_sorted(folder / f"{name}.parquet") for folder in (out, finished))
         pd.testing.assert_frame_equal(ours, theirs)
-    assert read_json(out / "results.json")["arms"]["dense"] == read_json(finished / "results.json")["arms"]["dense"]
+    for name in ("arms", "between"):
+        assert read_json(out / "results.json")[name] == read_json(finished / "results.json")[name]
     again = train(make_train_config(**_trains(finished), out=out, resume=True))
     assert _untimed(again.results) == _untimed(outcome.results)
     page = outcome.report.read_text()
-    assert "The pack was given; gate 1: pass, AUROC within a question" in page
+    assert "The pack was given; gate 1: pass. Its AUROC within a question was" in page
     assert "mechreward train --config" in page and "checkpoints/dense/checkpoint-2" in page
     # The file that the settings name holds another reward now.
     mine = tmp_path / "mine.json"
@@ -202,7 +204,7 @@ def test_train_with_the_gated_pack_is_the_main_jobs_own_arm(finished: Path, tmp_
     moved = make_train_config(**_trains(finished, pack=str(mine), ungated=True), out=out, resume=True)
     assert _untimed(train(moved).results) == _untimed(outcome.results)
     save_pack(load_pack(mine).model_copy(update={"pooling": "max"}), mine)
-    with pytest.raises(InputError, match="^resume: the pack are not those that the run"):
+    with pytest.raises(InputError, match="^resume: pack changed since the run in"):
         train(moved)
 
 
@@ -220,7 +222,15 @@ def test_the_policy_a_run_names_is_the_one_it_tested(finished: Path) -> None:
     [
         ({"pack": "nowhere.json"}, "pack: nowhere.json is neither a file nor a bundled pack"),
         ({"known": 0.3}, "questions: pack tiny/tiny-easy was found on "),
-        ({"eval_questions": "tiny:easy"}, "eval_questions: 150 of these 200 questions are KNOWN ones too"),
+        ({"eval_questions": "ITSELF"}, "eval_questions: 8 of these 8 questions are KNOWN ones too"),
+        (
+            {"eval_questions": "FOUND ON"},
+            "eval_questions: pack tiny/tiny-easy was found on 8 of these 8, and would look",
+        ),
+        ({"seed": -1}, "seed: -1 is out of range"),
+        ({"arms": ()}, "arms: () is not allowed"),
+        ({"arms": ("dense", "dense")}, "arms: dense, dense has one twice"),
+        ({"eval_split": "dev"}, "eval_split: 'dev' is of eval_questions, which were not given"),
         ({"eval_questions": "nowhere.csv"}, "eval_questions: "),
         ({"layer": 1}, "layer: "),
         ({"sae": "nowhere"}, "sae: "),
@@ -235,6 +245,17 @@ def test_train_finds_bad_input_before_anything_is_written(
     fields = _trains(finished, **change)
     if "eval_questions" in change and "known" not in change:
         del fields["known"]
+    if change.get("eval_questions") in ("ITSELF", "FOUND ON"):
+        known, found_on = load_split(finished / "questions.parquet").known, load_pack(finished / "pack.json").found_on
+        prompts = tokenise_prompts(load_model(MODEL), known, max_new_tokens=96, chat=False)
+        seen = [q for q, mine in zip(known, prompts, strict=True) if prompt_hashes([mine])[0] in found_on][:8]
+        path = tmp_path / "seen.jsonl"
+        path.write_text("".join(json.dumps({"question": q.prompt, "answer": q.answer}) + "\n" for q in seen))
+        fields["eval_questions"] = str(path)
+        if change["eval_questions"] == "ITSELF":
+            fields |= {"questions": str(path), "limit": None}
+        else:
+            fields["questions"] = "tiny:long"
     with pytest.raises(InputError) as error:
         train(make_train_config(**fields, out=tmp_path / "run"))
     assert str(error.value).startswith(message)
@@ -253,6 +274,9 @@ def test_a_pack_without_a_passed_gate_trains_only_when_told_to(finished: Path, t
     with pytest.raises(InputError, match="^pack: tiny/tiny-easy .* carries no passed gate.*; train .* with --ungated$"):
         train(make_train_config(**fields))
     assert not (tmp_path / "run").exists()
+    # The outcome alone is not paid for features.
+    alone = train(make_train_config(**fields | {"out": tmp_path / "alone"}, arms=("outcome",)))
+    assert alone.verdict.startswith("Outcome training: ")
     outcome = train(make_train_config(**fields, ungated=True))
     assert not outcome.passed and outcome.verdict.startswith("Trained without a passed gate (gate 1: not run). Dense")
     assert "The pack was given; gate 1: not run. Trained all the same (ungated)." in outcome.report.read_text()
@@ -308,6 +332,12 @@ def test_too_few_questions_end_in_words_not_in_training(tmp_path: Path) -> None:
     assert outcome.verdict.endswith("Nothing was trained.")
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert outcome.report.exists()
+
+
+def test_one_known_question_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^questions: one of them is KNOWN, and discovery and Gate 1 need one each"):
+        improve(make_config(**QUICK | {"limit": 2, "known": 0.5}, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_wrong_is_an_error_with_a_report(tmp_path: Path) -> None:

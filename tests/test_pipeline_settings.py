@@ -99,6 +99,14 @@ def test_answers_are_drawn_as_the_settings_say(inputs: Inputs, tmp_path: Path, m
     assert all(same.items() <= options.items() for _, options in drawn) and done == [4]
 
 
+def test_unknown_questions_are_looked_for_in_the_form_that_they_are_asked_in(
+    inputs: Inputs, pack: FeaturePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recorded(monkeypatch, "tokenise_prompts", [(0, 5)])
+    pipeline.check_unseen(inputs, pack)
+    assert asked == [((inputs.loaded, inputs.split.unknown), {"max_new_tokens": 7, "chat": True})]
+
+
 def test_discovery_is_asked_for_what_the_settings_say(
     inputs: Inputs, sae: SAE, pack: FeaturePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

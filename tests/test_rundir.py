@@ -19,6 +19,14 @@ def manifest(value: str = "1") -> dict[str, object]:
     return make_manifest(seed=3, device="cpu", packages=("torch",), hashes={"rows": value})
 
 
+def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    newer = {**SETTINGS, "newer": 0.02}
+    assert open_run(folder, newer, manifest(), resume=True, defaults={"newer": 0.02, "a": 99}) == folder
+    with pytest.raises(InputError, match="^newer: 0.02 is not what the run in .* was started with"):
+        open_run(folder, newer, manifest(), resume=True, defaults={"newer": 0.0})
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
     assert yaml.safe_load((folder / "config.yaml").read_text()) == SETTINGS
@@ -35,7 +43,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         open_run(folder, SETTINGS, manifest(), resume=False)
     with pytest.raises(InputError, match=r"a: 2 is not what the run in .* was started with \(1\)"):
         open_run(folder, {**SETTINGS, "a": 2}, manifest(), resume=True)
-    with pytest.raises(InputError, match="resume: the rows are not those"):
+    with pytest.raises(InputError, match="resume: rows changed since the run in"):
         open_run(folder, SETTINGS, manifest("2"), resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -62,7 +70,7 @@ def test_a_setting_or_an_input_that_the_run_did_not_know_is_a_change(tmp_path: P
         open_run(folder, {**SETTINGS, "c": 3}, manifest(), resume=True)
     more = manifest()
     more["hashes"] = {"rows": "1", "sae": "2"}
-    with pytest.raises(InputError, match="^resume: the sae are not those"):
+    with pytest.raises(InputError, match="^resume: sae changed since the run in"):
         open_run(folder, SETTINGS, more, resume=True)
 
 

@@ -59,6 +59,8 @@ class RunConfig(Settings):
     """Its split, if it is a Hugging Face dataset; `split` if left out."""
     eval_limit: Count | None = None
     """Use only the first so many of its questions."""
+    eval_generator_options: dict[str, int | float | bool | str] | None = None
+    """Its options. If left out, those of `questions` where both are one source, else none."""
 
     eval_samples: Count = 4
     """Responses sampled for each UNKNOWN question at every evaluation."""
@@ -81,7 +83,7 @@ class RunConfig(Settings):
     ungated: bool = False
     """Train even with a pack that carries no passed gate. The report says so."""
 
-    arms: tuple[Arm, ...] = ("dense",)
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = ("dense",)
     """What GRPO trains: `outcome` (answers alone), `dense` (answers and features)."""
     steps: Count = 40
     """Optimiser steps an arm."""
@@ -118,11 +120,13 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _sides_fit(self) -> RunConfig:
         if self.eval_questions is None:
-            for name in ("eval_split", "eval_limit"):
+            for name in ("eval_split", "eval_limit", "eval_generator_options"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: {getattr(self, name)!r} is of eval_questions, which were not given")
         elif self.known != RunConfig.model_fields["known"].default:
             raise ValueError(f"known: {self.known} is not allowed with eval_questions; all of questions are KNOWN then")
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"arms: {', '.join(self.arms)} has one twice; name each once")
         return self
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from peft import PeftModel
+
 from mechreward import tiny
 from mechreward.config import RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
@@ -16,8 +18,9 @@ from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
-from mechreward.rundir import make_manifest, open_run
+from mechreward.rundir import make_manifest, open_run, stage_seed
 from mechreward.sae import SAE, SAECheck, check_on_model, load_sae
+from mechreward.settings import defaults
 from mechreward.tasks import (
     QUESTION_SETTINGS,
     Columns,
@@ -27,6 +30,7 @@ from mechreward.tasks import (
     load_questions,
     split_questions,
 )
+from mechreward.tasks.hub import is_dataset
 from mechreward.verifiers import Verdict, Verifier, get_verifier
 
 PACKAGES = ("mechreward", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -66,6 +70,10 @@ def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     if sae is None and config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
+    if config.lora_rank and isinstance(loaded.model, PeftModel):
+        raise InputError(
+            f"lora_rank: {config.lora_rank}, but the model has an adapter; merge it, or train that one with 0"
+        )
     eos_ids(loaded)
     tokenise_prompts(loaded, [*split.known, *split.unknown], max_new_tokens=config.max_new_tokens, chat=config.chat)
     sae = load_given_sae(config) if sae is None else sae
@@ -87,25 +95,42 @@ def load_sides(config: RunConfig, verifier: Verifier) -> QuestionSplit:
         InputError: as `load_questions`, `check_answers`, `split_questions` and `join_sides`.
     """
     with named(source="questions"):
-        questions = _questions(config, config.questions, config.split, config.limit)
+        questions = _questions(config)
     check_answers(questions, verifier)
     if config.eval_questions is None:
         return split_questions(questions, config.known, config.seed)
-    with named(source="eval_questions", limit="eval_limit", split="eval_split"):
-        others = _questions(config, config.eval_questions, config.eval_split or config.split, config.eval_limit)
-    check_answers(others, verifier)
     with named(unknown="eval_questions"):
-        return join_sides(questions, others)
+        split = join_sides(questions, _eval_questions(config, config.eval_questions))
+    check_answers(split.unknown, verifier)
+    return split
 
 
-def _questions(config: RunConfig, source: str, split: str, limit: int | None) -> list[Question]:
+def _eval_questions(config: RunConfig, source: str) -> list[Question]:
+    if config.eval_split is not None and not is_dataset(source):
+        raise InputError(f"eval_split: {config.eval_split!r} means nothing to {source}, which is no dataset")
+    options = config.eval_generator_options
+    if options is None:
+        options = config.generator_options if source == config.questions else {}
+    wanted = {
+        "questions": source,
+        "split": config.eval_split or config.split,
+        "limit": config.eval_limit,
+        "generator_options": options,
+        # A generator asked twice has to give others.
+        "seed": stage_seed(config.seed, "eval_questions"),
+    }
+    with named(source="eval_questions", generator_options="eval_generator_options"):
+        return _questions(config.model_copy(update=wanted))
+
+
+def _questions(config: RunConfig) -> list[Question]:
     columns = Columns(id=config.id_column, question=config.question_column, answer=config.answer_column)
     with named(**QUESTION_SETTINGS):
         return load_questions(
-            source,
+            config.questions,
             columns=columns,
-            split=split,
-            limit=limit,
+            split=config.split,
+            limit=config.limit,
             seed=config.seed,
             prompt_format=config.prompt_format,
             options=dict(config.generator_options),
@@ -212,4 +237,4 @@ def open_folder(inputs: Inputs[RunConfig], **hashes: str) -> Path:
     manifest = make_manifest(seed=config.seed, device=str(find_device(config.device)), packages=PACKAGES, hashes=hashes)
     # How many runs of a study at a time changes nothing in them.
     settings = config.model_dump(mode="json", exclude={"out", "resume", "workers"})
-    return open_run(config.out, settings, manifest, config.resume)
+    return open_run(config.out, settings, manifest, config.resume, defaults(type(config)))

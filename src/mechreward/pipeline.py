@@ -27,7 +27,7 @@ from typing import Any
 
 from mechreward.comparison import compare_arms
 from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.features import (
     ContrastTable,
     FeaturePack,
@@ -48,7 +48,17 @@ from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, tokenise_prompts
 from mechreward.rundir import stage_seed
 from mechreward.sae import SAE, Watch, load_sae, own_meta, own_shape, save_sae, train_own_sae
-from mechreward.stages import Outcome, StageProgress, answer_unknown, finish, run_arm, sample_baseline, sampled, silent
+from mechreward.stages import (
+    Outcome,
+    StageProgress,
+    answer_unknown,
+    finish,
+    grpo_options,
+    run_arm,
+    sample_baseline,
+    sampled,
+    silent,
+)
 from mechreward.tasks import Question, save_questions, split_questions
 from mechreward.views import write_views
 
@@ -61,8 +71,11 @@ def improve(config: ImproveConfig, progress: StageProgress = silent) -> Outcome:
             wrong), after which the run directory holds whole files and a report that says so.
     """
     started = time.perf_counter()
+    grpo_options(config)
     inputs = prepare(config)
     check_repair(inputs)
+    if len(inputs.split.known) < 2:
+        raise InputError("questions: one of them is KNOWN, and discovery and Gate 1 need one each; give more")
     folder = open_folder(inputs)
     save_questions(folder / "questions.parquet", inputs.split)
     sample_baseline(inputs, folder, progress)
@@ -117,10 +130,11 @@ def train(config: TrainRunConfig, progress: StageProgress = silent) -> Outcome:
         layer=config.layer,
         k=config.sae_file_k,
     )
-    if reward.gate_warning is not None and not config.ungated:
+    grpo_options(config)
+    pays = "dense" in config.arms and config.dense_weight > 0
+    if pays and reward.gate_warning is not None and not config.ungated:
         raise InputError(f"{reward.gate_warning}; train with it all the same with --ungated")
     inputs = prepare(config, reward.sae)
-    reward.check_model(inputs.loaded.model)
     check_unseen(inputs, reward.pack)
     folder = open_folder(inputs, pack=reward.spec_hash)
     save_questions(folder / "questions.parquet", inputs.split)
@@ -145,7 +159,8 @@ def check_unseen(inputs: Inputs[RunConfig], pack: FeaturePack) -> None:
     prompts = tokenise_prompts(
         inputs.loaded, inputs.split.unknown, max_new_tokens=config.max_new_tokens, chat=config.chat
     )
-    check_held_out(pack, prompts, "name others with --eval-questions, or train and test on other rows")
+    with named(questions="questions" if config.eval_questions is None else "eval_questions"):
+        check_held_out(pack, prompts, "would look better on them; test on questions that it was not found on")
 
 
 def sample_known(inputs: Inputs[ImproveConfig], folder: Path, progress: StageProgress) -> list[Response]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +22,18 @@ from mechreward.files import atomic_path, make_folder, read_json, write_json
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 
 
-def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], resume: bool) -> Path:
+def open_run(
+    folder: Path,
+    settings: dict[str, Any],
+    manifest: dict[str, Any],
+    resume: bool,
+    defaults: Mapping[str, Any] | None = None,
+) -> Path:
     """Makes a run directory, or with `resume` finds the one a killed run left.
 
     Args:
         settings: what the run is told, as plain values that YAML can hold; without the folder and `resume` themselves.
+        defaults: what settings are if left out. A run that was started before there was such a setting did as it says.
 
     Raises:
         InputError: if the folder holds a run and `resume` is off, other settings or inputs, or cannot be written to.
@@ -34,7 +41,7 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
     if (folder / CONFIG).exists():
         if not resume:
             raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
-        _check_same(folder, settings, manifest["hashes"])
+        _check_same(folder, settings, manifest["hashes"], defaults or {})
         return folder
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # A run killed between its first two files is gone on with by writing both anew.
@@ -47,13 +54,14 @@ def open_run(folder: Path, settings: dict[str, Any], manifest: dict[str, Any], r
     return folder
 
 
-def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str]) -> None:
+def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str], defaults: Mapping[str, Any]) -> None:
     try:
         stored = yaml.safe_load((folder / CONFIG).read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         stored = None
     if not isinstance(stored, dict):
         raise InputError(f"out: {folder / CONFIG} is damaged, so the run cannot go on; name a new folder")
+    stored = {**defaults, **stored}
     changed = [field for field in settings if stored.get(field) != settings[field]]
     if changed:
         raise InputError(
@@ -63,7 +71,7 @@ def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str]) 
     stored_hashes = read_json(folder / MANIFEST)["hashes"]
     other = [name for name in hashes if stored_hashes.get(name) != hashes[name]]
     if other:
-        raise InputError(f"resume: the {other[0]} are not those that the run in {folder} was started with")
+        raise InputError(f"resume: {other[0]} changed since the run in {folder} was started; a resumed run keeps them")
 
 
 def make_manifest(*, seed: int, device: str, packages: Sequence[str], hashes: dict[str, str]) -> dict[str, Any]:

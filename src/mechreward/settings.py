@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from mechreward.errors import InputError
 
@@ -42,6 +42,12 @@ class Settings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def defaults(kind: type[Settings]) -> dict[str, Any]:
+    """What the fields of a record are if left out, as plain values; without those that are needed."""
+    given = {name: field for name, field in kind.model_fields.items() if not field.is_required()}
+    return {name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in given.items()}
 
 
 def make_settings(kind: type[SettingsT], values: dict[str, Any]) -> SettingsT:

@@ -129,7 +129,7 @@ def run_arm(inputs: Inputs[RunConfig], folder: Path, arm: Arm, reward: FeatureRe
             load_policy(config),
             inputs.split.known,
             [reward, OutcomeReward(inputs.verifier)],
-            train_config(config),
+            grpo_options(config),
             folder / "checkpoints" / arm,
             arm=arm,
             dense=DenseConfig(
@@ -146,7 +146,7 @@ def run_arm(inputs: Inputs[RunConfig], folder: Path, arm: Arm, reward: FeatureRe
         save_responses(path, answer_unknown(inputs, policy))
 
 
-def train_config(config: RunConfig) -> TrainConfig:
+def grpo_options(config: RunConfig) -> TrainConfig:
     """What of a run's settings training takes."""
     same = set(TrainConfig.__dataclass_fields__) & set(RunConfig.model_fields)
     return TrainConfig(**{field: getattr(config, field) for field in same})
@@ -169,9 +169,10 @@ def finish(folder: Path, results: dict[str, Any], started: float, gate: str | No
     """Writes `results.json` and the report.
 
     Args:
-        gate: Gate 1's verdict; what is known of the pack, if it was not judged; None if there was no pack.
+        gate: Gate 1's verdict, or what is known of a pack that was not judged; None if there is no pack. Of no matter
+            to the outcome alone.
     """
-    if results["arms"] and gate != "pass":
+    if set(results["arms"]) - {"outcome"} and gate != "pass":
         results["verdict"] = f"Trained without a passed gate ({gate}). {results['verdict']}"
     policies = {arm: str(path.relative_to(folder)) for arm, path in kept_policies(folder).items()}
     results = results | {"policies": policies, "runtime_s": round(time.perf_counter() - started, 1)}

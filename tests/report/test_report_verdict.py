@@ -96,20 +96,25 @@ def test_a_given_pack_is_said_to_be_one(folder: Path) -> None:
     for name in ("gate1.json", "features.parquet", "responses/known.parquet"):
         (folder / name).unlink()
     assert headline(read_run(folder)).detail == (
-        f"The pack was given; gate 1: pass, AUROC within a question {found.within_auroc:.3f} "
+        f"The pack was given; gate 1: pass. Its AUROC within a question was {found.within_auroc:.3f} "
         f"({found.interval[0]:.3f} to {found.interval[1]:.3f}) on {found.n_questions} questions."
     )
     assert dict(facts(read_run(folder)))["Tested on"] == "tiny:easy"
     assert [name for name, _ in stages(read_run(folder))] == [
         "Questions", "Baseline answers", "Training", "Evaluation",
     ]  # fmt: skip
+    ungated = pack.model_copy(update={"validation": None})
+    save_pack(ungated, folder / "pack.json")
+    assert headline(read_run(folder)).detail == "The pack was given; gate 1: not run. Trained all the same (ungated)."
     for name, words in (
         ("results.json", "the final evaluation was not reached"), ("metrics.jsonl", "training has not begun"),
     ):  # fmt: skip
         (folder / name).unlink()
         assert headline(read_run(folder)).text == f"Unfinished: {words}."
-    save_pack(pack.model_copy(update={"validation": None}), folder / "pack.json")
-    assert headline(read_run(folder)).detail == "The pack was given; gate 1: not run. Trained all the same (ungated)."
+    assert headline(read_run(folder)).detail == "The pack was given; gate 1: not run."
+    (folder / "pack.json").unlink()
+    top = headline(read_run(folder))
+    assert (top.text, top.detail) == ("Unfinished: training has not begun.", "A pack was given.")
 
 
 @pytest.mark.parametrize(

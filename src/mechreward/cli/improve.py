@@ -1,4 +1,4 @@
-"""`mechreward improve` and `mechreward demo`, the main job, and `mechreward train`, the end of it."""
+"""`mechreward improve` and `mechreward demo`: the main job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_heading, print_path
-from mechreward.config import ImproveConfig, TrainRunConfig
+from mechreward.config import ImproveConfig
 
 if TYPE_CHECKING:
     from mechreward.stages import Outcome
@@ -34,22 +34,12 @@ def improve(arguments: list[str], preset: dict[str, Any], prog: str) -> int:
 
     print_heading(f"{config.model} on {config.questions}", config.out)
     outcome = run(config, RichProgress())
-    _tell(outcome)
+    tell(outcome)
     return 0 if outcome.passed else 1
 
 
-def train(arguments: list[str], prog: str) -> int:
-    """Parses the flags of a run with a pack that is there over its `--config` file and runs it."""
-    config = parse_settings(TrainRunConfig, arguments, prog)
-    quiet()
-    from mechreward.pipeline import train as run
-
-    print_heading(f"{config.model} on {config.questions} with {config.pack}", config.out)
-    _tell(run(config, RichProgress()))
-    return 0
-
-
-def _tell(outcome: Outcome) -> None:
+def tell(outcome: Outcome) -> None:
+    """What a run came to, and where it lies."""
     console.print(outcome.verdict, markup=False, soft_wrap=True)
     for arm, path in outcome.results["policies"].items():
         print_path(f"policy ({arm}):", outcome.folder / path)

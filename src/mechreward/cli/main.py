@@ -14,10 +14,11 @@ from mechreward.cli import features, look, pack, sae, sae_check, sae_layers, sae
 from mechreward.cli.discover import discover
 from mechreward.cli.eval import evaluate
 from mechreward.cli.gate import gate
-from mechreward.cli.improve import DEMO, improve, train
+from mechreward.cli.improve import DEMO, improve
 from mechreward.cli.redteam import redteam
 from mechreward.cli.serve import serve
 from mechreward.cli.terminal import console, plain_warnings
+from mechreward.cli.train import train
 from mechreward.errors import InputError
 
 VERBS = {

@@ -66,7 +66,11 @@ def of_run(settings: RunSettings) -> Targets:
     for needed in (CONFIG, "pack.json", "questions.parquet"):
         if not (folder / needed).exists():
             raise InputError(f"run: {folder} has no {needed}; name a run directory of `mechreward improve` or `train`")
-    kind = TrainRunConfig if "pack" in (read_yaml(folder / CONFIG) or {}) else ImproveConfig
+    with named(run_dir="run"):
+        told = read_yaml(folder / CONFIG) or {}
+    if "stage" in told:
+        raise InputError(f"run: {folder} is a study; name a run directory of `mechreward improve` or `train`")
+    kind = TrainRunConfig if "pack" in told else ImproveConfig
     stored = make_settings(kind, read_fields(kind, folder / CONFIG))
     if stored.chat:
         raise InputError(f"run: {folder} asks through a chat template, and canaries are not put through one")

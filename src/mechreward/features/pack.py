@@ -266,7 +266,7 @@ def load_pack(path_or_name: str | Path, sae: SAE | None = None) -> FeaturePack:
     Raises:
         InputError: if there is neither such a file nor such a pack, or the first thing in it that is not allowed.
     """
-    path = Path(path_or_name)
+    path = Path(path_or_name).expanduser()
     text = path.read_bytes() if path.is_file() else read_bundled(str(path_or_name))
     try:
         record = json.loads(text)

@@ -40,7 +40,10 @@ from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, prompt_hashes
 from mechreward.sae import SAE
 
-REMEDY = "give another --seed where questions are generated, other rows of a file, or --responses to others"
+ASKED_FOR = (
+    "has to be judged on others; give another --seed where questions are generated, other rows of a file, or "
+    "--responses to others"
+)
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,13 @@ def gate1(
     return _result(reward, responses, found, bars, draws, seed, attacks)
 
 
-def check_held_out(pack: FeaturePack, prompts: Iterable[Sequence[int]], remedy: str = REMEDY) -> None:
+def check_held_out(pack: FeaturePack, prompts: Iterable[Sequence[int]], asked_for: str = ASKED_FOR) -> None:
     """Checks that the pack was found on none of the questions that it is to be judged on; it cannot be told of a pack
     that does not record its own. The same question in another prompt is another one here.
 
     Args:
         prompts: token ids.
-        remedy: what to do about it, in words.
+        asked_for: the end of the error, what is asked of the pack and what to do.
 
     Raises:
         InputError: naming how many of them the pack was found on.
@@ -158,10 +161,7 @@ def check_held_out(pack: FeaturePack, prompts: Iterable[Sequence[int]], remedy: 
     asked = prompt_hashes(prompts)
     seen = set(asked).intersection(pack.found_on)
     if seen:
-        raise InputError(
-            f"questions: pack {pack.name} was found on {len(seen)} of these {len(asked)}, and has to be judged on "
-            f"others; {remedy}"
-        )
+        raise InputError(f"questions: pack {pack.name} was found on {len(seen)} of these {len(asked)}, and {asked_for}")
 
 
 def check_rephrased(pack: FeaturePack) -> None:

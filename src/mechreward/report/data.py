@@ -57,10 +57,13 @@ class Run:
     chains: dict[str, Any] | None
     """Chains of thought to show step by step."""
 
+    given_pack: FeaturePack | None
+    """The pack of a run that was given one and neither discovered nor gated it; None for any other run."""
+
     @property
-    def given_pack(self) -> FeaturePack | None:
-        """The pack of a run that was given one and neither discovered nor gated it; None for any other run."""
-        return None if self.pack is None or "pack" not in (self.config or {}) else load_pack(self.folder / "pack.json")
+    def is_given_pack(self) -> bool:
+        """Whether the run was given a pack."""
+        return "pack" in (self.config or {})
 
     @property
     def arms(self) -> list[str]:
@@ -86,14 +89,16 @@ def read_run(run_dir: str | Path) -> Run:
     if not any((folder / name).is_file() for name in KNOWN_FILES):
         raise InputError(f"run_dir: {folder} holds no run (none of {', '.join(KNOWN_FILES)})")
     metrics = _metrics(folder / "metrics.jsonl")
+    config, pack = read_yaml(folder / "config.yaml"), folder / "pack.json"
     return Run(
         folder=folder,
-        config=read_yaml(folder / "config.yaml"),
+        config=config,
         manifest=read_object(folder / "manifest.json"),
         questions=_table(folder / "questions.parquet", "id", "prompt", "answer", "split"),
         responses=_responses(folder / "responses"),
         features=_table(folder / "features.parquet"),
-        pack=read_object(folder / "pack.json"),
+        pack=read_object(pack),
+        given_pack=load_pack(pack) if pack.is_file() and "pack" in (config or {}) else None,
         sae=read_object(folder / "sae.json"),
         gate=read_object(folder / "gate1.json"),
         train=_of_kind(metrics, "train"),
@@ -128,7 +133,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"run_dir: {path} is not valid YAML") from error
     if not isinstance(value, dict):
         raise InputError(f"run_dir: {path} holds {type(value).__name__}, where a mapping of fields is needed")

@@ -56,7 +56,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render(run: Run) -> str:
     """The page of a run as text."""
-    verb = "improve" if run.given_pack is None else "train"
+    verb = "train" if run.is_given_pack else "improve"
     command = f"mechreward {verb} --config {run.folder / 'config.yaml'} --out {run.folder}-again"
     return _page(
         "run",
@@ -70,7 +70,7 @@ def render(run: Run) -> str:
         arms=run.arms,
         colours=colours(run.arms),
         gate=run.gate,
-        given_gate=None if run.given_pack is None else verdict.given_gate(run.given_pack),
+        given_gate=verdict.given_gate(run) if run.is_given_pack else None,
         spec_hash="" if run.given_pack is None else run.given_pack.spec_hash,
         pack=run.pack,
         gallery=_gallery(run),

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mechreward.features import FeaturePack
 from mechreward.report import formats as f
 from mechreward.report.data import Run
 
@@ -51,7 +50,7 @@ def headline(run: Run) -> Headline:
     if verdict:  # It was not trained: "what happened: why", the gate's reason being part of the why.
         what, _, why = verdict.partition(": ")
         return Headline(sentence(what), sentence(why), _tone(run, gate))
-    if gate is None and run.given_pack is None:
+    if gate is None and not run.is_given_pack:
         return Headline("Unfinished: Gate 1 was not reached.", "Nothing can be said about the reward yet.", "neutral")
     if gate not in ("pass", None) and run.train is None:
         return Headline("Not trained: Gate 1 did not pass.", _gate_line(run), "bad" if gate == "fail" else "neutral")
@@ -60,9 +59,8 @@ def headline(run: Run) -> Headline:
 
 
 def _gate_line(run: Run) -> str:
-    pack = run.given_pack
-    if pack is not None:
-        return given_gate(pack)
+    if run.is_given_pack:
+        return given_gate(run)
     if not run.gate:
         return "Gate 1 was not run: the reward was trained without proof that it tells right from wrong."
     line = f"Gate 1: {run.gate['verdict']}. {sentence(run.gate.get('reason') or '')}".strip()
@@ -71,14 +69,17 @@ def _gate_line(run: Run) -> str:
     return line
 
 
-def given_gate(pack: FeaturePack) -> str:
-    """What is known of a pack that a run was given."""
-    line, found = f"The pack was given; {pack.status}", pack.validation
+def given_gate(run: Run) -> str:
+    """What is known of the pack that the run was given."""
+    pack = run.given_pack
+    if pack is None:
+        return "A pack was given."
+    line, found = f"The pack was given; {pack.status}.", pack.validation
     if found is not None and found.interval is not None:
         low, high = found.interval
-        line += f", AUROC within a question {f.number(found.within_auroc)} ({f.number(low)} to {f.number(high)})"
-        line += f" on {f.count(found.n_questions)} questions"
-    return line + ("." if pack.gate_passed else ". Trained all the same (ungated).")
+        line += f" Its AUROC within a question was {f.number(found.within_auroc)} ({f.number(low)} to {f.number(high)})"
+        line += f" on {f.count(found.n_questions)} questions."
+    return line if pack.gate_passed or run.train is None else f"{line} Trained all the same (ungated)."
 
 
 def sentence(text: str) -> str:
@@ -137,7 +138,7 @@ def stages(run: Run) -> list[tuple[str, bool]]:
     return [
         ("Questions", run.questions is not None),
         ("Baseline answers", "baseline" in run.responses),
-        *(making if run.given_pack is None else []),
+        *([] if run.is_given_pack else making),
         ("Training", run.train is not None),
         ("Evaluation", bool(arm_cards(run))),
     ]

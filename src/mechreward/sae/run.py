@@ -30,6 +30,7 @@ from mechreward.sae.loading import load_sae
 from mechreward.sae.own import own_meta, own_shape, train_own_sae
 from mechreward.sae.rows import Document, Row, packed, question_documents, set_aside, text_documents, with_answers
 from mechreward.sae.training import TrainedSAE, TrainingPoint, Watch
+from mechreward.settings import defaults
 from mechreward.tasks import QUESTION_SETTINGS, Columns, Question, load_questions, load_texts
 
 ROW_TOKENS = 512
@@ -181,7 +182,8 @@ def _open(recipe: SAERecipe, sources: Sources) -> Path:
     rows = json.dumps([[list(map(list, row)) for row in document] for document in [*sources.texts, *sources.asked]])
     hashes = {"rows": sha256_bytes(rows.encode())}
     manifest = make_manifest(seed=recipe.seed, device=str(find_device(recipe.device)), packages=PACKAGES, hashes=hashes)
-    return open_run(recipe.out, recipe.model_dump(mode="json", exclude={"out", "resume"}), manifest, recipe.resume)
+    told = recipe.model_dump(mode="json", exclude={"out", "resume"})
+    return open_run(recipe.out, told, manifest, recipe.resume, defaults(type(recipe)))
 
 
 def _answers(recipe: SAERecipe, sources: Sources, folder: Path, teller: Teller) -> list[Response]:

@@ -37,7 +37,7 @@ from mechreward.reward import FeatureReward, OutcomeReward
 from mechreward.rollout import load_responses
 from mechreward.rundir import stage_seed
 from mechreward.sae import load_sae
-from mechreward.stages import StageProgress, silent, train_config, verified
+from mechreward.stages import StageProgress, grpo_options, silent, verified
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
 from mechreward.studies.jobs import Job, run_jobs
 from mechreward.studies.rewards import arm_reward
@@ -150,7 +150,7 @@ def run_arm(
         inputs.loaded,
         trained_on,
         [reward, OutcomeReward(inputs.verifier)],
-        train_config(config.model_copy(update=chosen | every)),
+        grpo_options(config.model_copy(update=chosen | every)),
         checkpoints,
         arm=arm,
         dense=_dense(config, arm, candidate),

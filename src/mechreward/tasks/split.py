@@ -72,7 +72,7 @@ def join_sides(known: Sequence[Question], unknown: Sequence[Question]) -> Questi
     if both:
         raise InputError(
             f"unknown: {len(both)} of these {len(unknown)} questions are KNOWN ones too (the first is {both[0].id}), "
-            "and a policy has to be tested on others"
+            "and a policy has to be tested on others; leave them out of one of the two"
         )
     renamed = [replace(question, id=f"eval-{question.id}") for question in unknown]
     check_unique_ids([*known, *renamed])
