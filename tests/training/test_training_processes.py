@@ -10,28 +10,28 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from mechreward.files import read_jsonl
 from mechreward.reward import dense_advantages
 
+SCRIPT = str(Path(__file__).parent / "two_ranks.py")
 
-def run_on_two(script: str, *arguments: str) -> None:
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, char_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """What `two_ranks.py` leaves: of the run in `two_processes.py`, and of the reading in `two_shards.py`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    char_tokenizer.save_pretrained(folder / "tokenizer")
     launch = "-m torch.distributed.run --nnodes 1 --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *launch.split(), str(Path(__file__).parent / script), *arguments],
-        env=environment,
+        [sys.executable, *launch.split(), SCRIPT, str(folder), str(folder / "tokenizer")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    run_on_two("two_processes.py", str(folder))
     return folder
 
 
@@ -85,11 +85,9 @@ def test_what_a_run_leaves_is_written_once_and_of_both_processes(
 
 
 @pytest.mark.slow
-def test_sharded_weights_are_read_as_whole_ones(tmp_path, char_tokenizer) -> None:
-    char_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    run_on_two("two_shards.py", str(tmp_path), str(tmp_path / "tokenizer"))
+def test_sharded_weights_are_read_as_whole_ones(folder: Path) -> None:
     for rank in range(2):
-        read = torch.load(tmp_path / str(rank), weights_only=True)
+        read = torch.load(folder / str(rank), weights_only=True)
         assert read["whole"].count_nonzero() > 0
         for shards_BT in read["shards"]:
             torch.testing.assert_close(shards_BT, read["whole"], rtol=1e-5, atol=1e-5)

@@ -1,8 +1,6 @@
-"""Run by `test_training_processes`: one generation on each of two processes, kept for the test to look at."""
+"""One generation on each of two processes, kept for `test_training_processes` to look at."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 from datasets import Dataset
@@ -25,12 +23,12 @@ class Spy(MechRewardGRPOTrainer):
         keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
         seen = {key: out[key] for key in keys}
         seen["stock"] = torch.tensor(list(self._logs["advantages"]))
-        torch.save(seen, f"{sys.argv[1]}/rank{self.accelerator.process_index}.pt")
+        torch.save(seen, f"{self.args.output_dir}/rank{self.accelerator.process_index}.pt")
         self.seen = seen
         return out
 
 
-def main() -> None:
+def main(folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     words = ["<s>", "</s>", "<pad>", *"abcdefghijklmnopqrstuvwxyz ", *map(str, range(34))]
@@ -56,12 +54,12 @@ def main() -> None:
     encoder = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
     meta = SAEMeta(release="r", sae_id="i", layer=1, model_name="", hook_name="h")
     sae = SAE("topk", encoder, torch.zeros(64), encoder.T.clone(), torch.zeros(32), meta, k=32)
-    recorder = RolloutRecorder(f"{sys.argv[1]}/rollouts.parquet", "dense", 0)
+    recorder = RolloutRecorder(f"{folder}/rollouts.parquet", "dense", 0)
     trainer = Spy(
         model=model,
         reward_funcs=[FeatureReward({3: 1.0, 7: -0.5, 11: 2.0}, sae), even_tokens],
         args=GRPOConfig(
-            output_dir=sys.argv[1],
+            output_dir=folder,
             max_steps=1,
             per_device_train_batch_size=6,
             num_generations=4,
@@ -75,15 +73,11 @@ def main() -> None:
             logging_steps=1,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["ab", "hello you", "x", "q r"]}),
-        callbacks=[JsonlMetrics(f"{sys.argv[1]}/metrics.jsonl", "dense", 0), recorder],
+        callbacks=[JsonlMetrics(f"{folder}/metrics.jsonl", "dense", 0), recorder],
         on_rollouts=recorder,
         processing_class=wrapped,
         dense=DenseConfig(weight=0.4, gap_every=1, sample_rollouts=12),
     )
     trainer.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    torch.save({"weights": weights}, f"{sys.argv[1]}/trained{trainer.accelerator.process_index}.pt")
-
-
-if __name__ == "__main__":
-    main()
+    torch.save({"weights": weights}, f"{folder}/trained{trainer.accelerator.process_index}.pt")

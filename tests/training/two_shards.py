@@ -1,10 +1,9 @@
-"""Run by `test_training_processes`: two processes that each hold half of the policy (FSDP 1) read token rewards."""
+"""Two processes that each hold half of the policy (FSDP 1) read token rewards for `test_training_processes`."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import sys
 
 import torch
 from datasets import Dataset
@@ -19,7 +18,7 @@ from mechreward.sae import SAE, SAEMeta
 from mechreward.training import DenseConfig, MechRewardGRPOTrainer
 
 
-def main() -> None:
+def main(folder: str, tokenizer: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -32,11 +31,11 @@ def main() -> None:
         model=model,
         reward_funcs=FeatureReward({3: 1.0, 7: -0.5, 11: 2.0}, sae),
         args=GRPOConfig(
-            output_dir=sys.argv[1], num_generations=2, per_device_train_batch_size=2, use_cpu=True, bf16=False,
+            output_dir=folder, num_generations=2, per_device_train_batch_size=2, use_cpu=True, bf16=False,
             report_to="none", save_strategy="no",
         ),
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
-        processing_class=PreTrainedTokenizerFast.from_pretrained(sys.argv[2]),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(tokenizer),
         dense=DenseConfig(gap_every=0),
     )  # fmt: skip
     ids = torch.randint(4, 60, (2, 9))
@@ -55,8 +54,4 @@ def main() -> None:
         reads.append(trainer._forward("policy", out)[0][0])
         with torch.no_grad():
             sharded(input_ids=ids)
-    torch.save({"whole": whole_BT, "shards": torch.stack(reads)}, f"{sys.argv[1]}/{trainer.accelerator.process_index}")
-
-
-if __name__ == "__main__":
-    main()
+    torch.save({"whole": whole_BT, "shards": torch.stack(reads)}, f"{folder}/{trainer.accelerator.process_index}")
