@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mechreward.features import ContrastTable, FeaturePack, PackFeature, build_pack, discover, pool_features, sae_ref
-from mechreward.gates import Gate1Result, gate1
+from mechreward.features.pooling import pooled_activations
+from mechreward.gates import Gate1Result, dense, gate1, reading
 from mechreward.models import LoadedModel, iter_residuals, load_model
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, sample_responses, verify_responses
@@ -40,6 +43,32 @@ def world() -> World:
     responses = verify_responses(responses, questions, gsm8k_exact_match)
     discovery, held_out = responses[: 60 * 8], responses[60 * 8 :]
     return World(loaded, sae, discovery, held_out, discover(loaded, sae, discovery))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _states_are_read_once() -> Iterator[None]:
+    """What no pack has a part in, states and activations of the same responses, is read for the first and kept."""
+    kept: dict[tuple[object, ...], list[Any]] = {}
+
+    def once(inner: Callable[..., Iterator[Any]], key: Callable[..., tuple[object, ...]]) -> Callable[..., Any]:
+        def read(*given: Any) -> list[Any]:
+            name = (inner, *key(*given))
+            if name not in kept:
+                kept[name] = list(inner(*given))
+            return kept[name]
+
+        return read
+
+    def of_rows(_model: object, prompts: list[list[int]], completions: list[list[int]], *rest: int):
+        return str((prompts, completions)), rest
+
+    def of_sae(_loaded: object, sae: SAE, responses: list[Response], pooling: str):
+        return sae.weights_hash, tuple(responses), pooling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "iter_residuals", once(iter_residuals, of_rows))
+        patch.setattr(dense, "pooled_activations", once(pooled_activations, of_sae))
+        yield
 
 
 def judged(world: World, pack: FeaturePack) -> Gate1Result:
