@@ -158,19 +158,28 @@ def load_policy(config: RunConfig) -> LoadedModel:
     return load_model(tiny.model_path(config.model), adapter=config.adapter, dtype=config.dtype, device=config.device)
 
 
+def given_reward(config: TrainRunConfig, pack: str | Path) -> FeatureReward:
+    """A pack that a run is given, with the SAE that its settings name, if they name one.
+
+    Raises:
+        InputError: as `load_reward`.
+    """
+    return load_reward(
+        pack,
+        config.model,
+        config.sae,
+        config.sae_id,
+        device=config.device,
+        layer=config.layer,
+        k=config.sae_file_k,
+    )
+
+
 def load_run_reward(config: RunConfig, folder: Path) -> FeatureReward:
     """The pack of the run in `folder`, with the SAE that the run was given, or that it trained there."""
     pack = folder / "pack.json"
     if isinstance(config, TrainRunConfig):
-        return load_reward(
-            pack,
-            config.model,
-            config.sae,
-            config.sae_id,
-            device=config.device,
-            layer=config.layer,
-            k=config.sae_file_k,
-        )
+        return given_reward(config, pack)
     return FeatureReward.from_pack(pack, load_given_sae(config) or load_sae(folder / "sae", device=config.device))
 
 

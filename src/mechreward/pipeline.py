@@ -42,7 +42,7 @@ from mechreward.features import (
 )
 from mechreward.files import read_json, write_json
 from mechreward.gates import check_held_out, gate1
-from mechreward.inputs import FIT, Inputs, check_given_sae, load_reward, open_folder, prepare
+from mechreward.inputs import FIT, Inputs, check_given_sae, given_reward, open_folder, prepare
 from mechreward.repairs import check_repair, run_repairs
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, tokenise_prompts
@@ -121,15 +121,7 @@ def train(config: TrainRunConfig, progress: StageProgress = silent) -> Outcome:
             `ungated`, and one that was found on questions which it would be tested on.
     """
     started = time.perf_counter()
-    reward = load_reward(
-        config.pack,
-        config.model,
-        config.sae,
-        config.sae_id,
-        device=config.device,
-        layer=config.layer,
-        k=config.sae_file_k,
-    )
+    reward = given_reward(config, config.pack)
     grpo_options(config)
     pays = "dense" in config.arms and config.dense_weight > 0
     if pays and reward.gate_warning is not None and not config.ungated:
