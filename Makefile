@@ -20,7 +20,7 @@ demo: $(VENV)/core.stamp ## run the whole loop on the bundled model; RUN=folder 
 	@echo "The report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/dev.stamp ## run every test; ARGS="-k credit" is handed to pytest
-	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(ARGS)
 
 check: $(VENV)/dev.stamp ## format, lint and type checks; changes nothing
 	$(BIN)/ruff format --check .

@@ -157,6 +157,7 @@ def test_the_gated_pack_is_the_one_that_trained(finished: Path) -> None:
     assert [spec for spec, _ in run["features"]] == [gate["spec_hash"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sample known", "train dense"])
 def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
