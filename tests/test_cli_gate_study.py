@@ -123,8 +123,25 @@ def test_bad_input(
     assert code == 2 and sentence in " ".join(error.split())
 
 
-@pytest.mark.parametrize("name", ["tiny-gate2", "tiny-credit"])
+@pytest.mark.parametrize("name", ["tiny-gate2", "tiny-credit", "tiny-potential"])
 def test_committed_studies_are_studies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     config = make_study(**read_fields(StudyConfig, f"studies/{name}/study.yaml"))
-    assert len(config.seeds) >= 5 and {"outcome", "random", config.judged} < set(config.arms)
+    rival = config.judged.replace(config.judged.partition("/")[0], "random")
+    assert len(config.seeds) >= 5 and {"outcome", rival, config.judged} <= set(config.arms)
+
+
+def test_the_committed_results_are_judged_as_the_committed_verdict_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Path(__file__).parents[1] / "studies" / "tiny-potential"
+    code, said, _ = run(capsys, "--stage", "2", "--results", str(study / "results.json"), "--out", str(tmp_path / "g"))
+    found, kept = (json.loads((folder / "gate2.json").read_text()) for folder in (tmp_path / "g", study))
+    assert (code, found["verdict"], kept["verdict"]) == (0, "pass", "pass") and "Gate 2 of sae/potential: pass" in said
+    first, _, last = (one["found"] for one in found["comparisons"])
+    assert [round(one[key], 3) for one in (first, last) for key in ("value", "low", "high")] == [
+        0.144, 0.034, 0.255, 0.304, 0.056, 0.553,
+    ]  # fmt: skip
+    assert [one["found"] for one in kept["comparisons"]] == [
+        pytest.approx(one["found"]) for one in found["comparisons"]
+    ]
