@@ -10,7 +10,7 @@ import pytest
 from mechreward.cli import main
 from mechreward.gates import Answer, ArmRun, Canaries, Crash, Evaluation, PanelTask, StudyResults, Survival
 from mechreward.settings import read_fields
-from mechreward.studies.config import StudyConfig, make_study
+from mechreward.studies.config import StudyConfig, credit_of, kind_of, make_study
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -127,8 +127,9 @@ def test_bad_input(
 def test_committed_studies_are_studies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     config = make_study(**read_fields(StudyConfig, f"studies/{name}/study.yaml"))
-    rival = config.judged.replace(config.judged.partition("/")[0], "random")
-    assert len(config.seeds) >= 5 and {"outcome", rival, config.judged} <= set(config.arms)
+    rivals = {credit_of(arm, config.credit) for arm in config.arms if kind_of(arm) == "random"}
+    assert len(config.seeds) >= 5 and {"outcome", config.judged} < set(config.arms)
+    assert credit_of(config.judged, config.credit) in rivals
 
 
 def test_the_committed_results_are_judged_as_the_committed_verdict_says(
