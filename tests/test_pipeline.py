@@ -31,7 +31,7 @@ from mechreward.views import RESPONSES, by_turns
 
 QUICK: dict[str, Any] = {
     "questions": "tiny:easy",
-    "limit": 150,
+    "limit": 100,
     "known": 0.8,
     "eval_samples": 2,
     "max_new_tokens": 96,

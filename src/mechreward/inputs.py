@@ -70,7 +70,7 @@ def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     if sae is None and config.layer is None and config.sae is None and config.model != "tiny":
         raise InputError("layer: is needed to train an SAE; give a decoder block (0-based), or an SAE with --sae")
     loaded = load_policy(config)
-    if config.lora_rank and isinstance(loaded.model, PeftModel):
+    if config.lora_rank and not config.repair_arms and isinstance(loaded.model, PeftModel):
         raise InputError(
             f"lora_rank: {config.lora_rank}, but the model has an adapter; merge it, or train that one with 0"
         )

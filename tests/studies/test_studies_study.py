@@ -355,7 +355,7 @@ def test_a_candidate_of_which_a_trial_crashed_is_not_chosen(tmp_path: Path, monk
 def test_a_pack_that_did_not_pass_is_not_studied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = prepare(config(tmp_path, ungated=False))
     pack, given, calls = load_pack("tiny/reasoning_pack"), right(inputs.split.known), []
-    for name, result in (("sample", given), ("get_sae", inputs.sae), ("save_questions", None)):
+    for name, result in (("sample_known", given), ("get_sae", inputs.sae), ("save_questions", None)):
         monkeypatch.setattr(room, name, lambda *_, result=result: result)
     monkeypatch.setattr(room, "discover_pack", lambda *found: calls.append(found[3]) or (pack, None))
     monkeypatch.setattr(
