@@ -13,7 +13,7 @@ from peft import PeftModel
 from mechreward import tiny
 from mechreward.config import RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
-from mechreward.features import load_pack
+from mechreward.features import FeaturePack, load_pack
 from mechreward.files import sha256_bytes
 from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
 from mechreward.reward import FeatureReward
@@ -213,14 +213,13 @@ def load_reward(
     Raises:
         InputError: as `load_pack` and `load_sae`, or if the pack was made for another SAE.
     """
+    made: str | Path | FeaturePack = pack
     if sae is None and model != "tiny":
-        own = load_pack(pack).sae
-        sae, sae_id = own.release, own.sae_id or None
-    bundled = sae is None or (sae == "tiny" and not Path(sae).exists())
-    if bundled:
+        made = load_pack(pack)
+        sae, sae_id = made.sae.release, made.sae.sae_id or None
+    if sae is None or (sae == "tiny" and not Path(sae).exists()):
         sae, sae_id = str(tiny.SAE_FOLDER), None
-    assert sae is not None
-    return FeatureReward.from_pack(pack, load_sae(sae, sae_id, device=device, layer=layer, k=k))
+    return FeatureReward.from_pack(made, load_sae(sae, sae_id, device=device, layer=layer, k=k))
 
 
 def check_given_sae(sae: SAE, loaded: LoadedModel, responses: Sequence[Response]) -> SAECheck:
