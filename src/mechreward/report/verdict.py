@@ -64,9 +64,7 @@ def _gate_line(run: Run) -> str:
     if not run.gate:
         return "Gate 1 was not run: the reward was trained without proof that it tells right from wrong."
     line = f"Gate 1: {run.gate['verdict']}. {sentence(run.gate.get('reason') or '')}".strip()
-    if run.gate["verdict"] != "pass" and run.train is not None:
-        line += " Trained all the same (ungated)."
-    return line
+    return line if run.gate["verdict"] == "pass" else line + _all_the_same(run)
 
 
 def given_gate(run: Run) -> str:
@@ -79,7 +77,13 @@ def given_gate(run: Run) -> str:
         low, high = found.interval
         line += f" Its AUROC within a question was {f.number(found.within_auroc)} ({f.number(low)} to {f.number(high)})"
         line += f" on {f.count(found.n_questions)} questions."
-    return line if pack.gate_passed or run.train is None else f"{line} Trained all the same (ungated)."
+    return line if pack.gate_passed else line + _all_the_same(run)
+
+
+def _all_the_same(run: Run) -> str:
+    """That an arm which takes the pack was trained without its gate; outcome only needs none."""
+    trained = set() if run.train is None else set(run.train["arm"]) - {"outcome"}
+    return " Trained all the same (ungated)." if trained else ""
 
 
 def sentence(text: str) -> str:
