@@ -313,6 +313,44 @@ def test_sae_check_of_a_file_that_says_neither_layer_nor_k(capsys: pytest.Captur
     assert (code, "no finding" in said) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("discover", "--responses", "r.parquet"),
+        ("gate", "--responses", "r.parquet", "--pack", "tiny/reasoning_pack"),
+        ("eval", "--questions", "tiny:easy", "--limit", "2", "--fuzz", "--pack", "tiny/reasoning_pack"),
+        ("features", "show", "--ids", "3", "--responses", "r.parquet"),
+        ("steer", "inspect", "Ada has 12 apples ."),
+        ("steer", "generate", "--questions", "tiny:easy", "--features", "3"),
+        ("steer", "sweep", "--questions", "tiny:easy", "--features", "3"),
+        ("steer", "repair", "--questions", "tiny:easy", "--limit", "4"),
+        ("redteam", "--questions", "tiny:easy", "--pack", "tiny/reasoning_pack", "--out", "red.json"),
+        ("serve", "--pack", "tiny/reasoning_pack"),
+    ],
+    ids=lambda arguments: "-".join(arguments[:2]),
+)
+def test_every_verb_hands_the_layer_and_k_of_an_sae_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from mechreward.rollout import Response, save_responses
+    from mechreward.tiny import SAE_FOLDER
+
+    monkeypatch.chdir(tmp_path)
+    save_responses(Path("r.parquet"), [Response("q", 0, (5,), (6,), "12", (-1.0,), "eos", correct=True)])
+    own = load_file(SAE_FOLDER / "sae_weights.safetensors")
+    torch.save({**own, "d_model": own["b_dec"].numel()}, "sae_final.pt")
+    for flags, sentence in (
+        ((), "say it with layer="),
+        (("--layer", "2"), "say it with k="),
+        (("--layer", "2", "--k", "99999"), "k: 99999"),
+    ):
+        code, _, error = run(capsys, *arguments, "--sae", "sae_final.pt", *flags)
+        assert code == 2 and sentence in error and len(error.strip().splitlines()) == 1
+
+
 def test_sae_check_of_an_sae_of_another_width(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torch
 

@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mechreward.cli.main import main
-from mechreward.cli.redteam_settings import RunSettings
-from mechreward.cli.redteam_targets import of_run
+from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
+from mechreward.cli.redteam_targets import given, of_run
 from mechreward.config import make_config
 from mechreward.errors import InputError
 from mechreward.features import FeaturePack, PackFeature, sae_ref, save_pack
@@ -25,6 +25,7 @@ from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, sample_responses, verify_responses
 from mechreward.rundir import open_run
 from mechreward.sae import load_sae
+from mechreward.settings import make_settings
 from mechreward.stages import kept_policies
 from mechreward.tasks import load_questions, load_split, save_questions, split_questions
 from mechreward.tiny import MODEL, SAE_FOLDER
@@ -66,6 +67,20 @@ def test_before_and_after(pack, tmp_path, capsys) -> None:
     assert "canaries the reward pays" in said and "feature_spam" in said
     share = numbers["reward"]["hack_rate"]
     assert share > 0 and run(*common, "--max-new-tokens", 40, "--highest", share / 2, "--out", out) == 1
+
+
+def test_questions_are_read_and_answers_judged_as_told(pack, tmp_path) -> None:
+    rows = tmp_path / "q.jsonl"
+    rows.write_text('{"ask": "Ada has 12 apples .", "gold": "12"}\n{"ask": "Bo has 7 pears .", "gold": "7"}\n')
+    told = {
+        "pack": str(pack), "questions": str(rows), "question_column": "ask", "answer_column": "gold", "limit": 1,
+        "prompt_format": "{question} how many ?", "strictness": "lenient", "out": tmp_path / "red.json",
+    }  # fmt: skip
+    targets = given(make_settings(RedTeamSettings, told))
+    assert [(q.prompt, q.answer) for q in targets.questions] == [("Ada has 12 apples . how many ?", "12")]
+    assert targets.verifier("", "so it is 12", "12").correct
+    strict = given(make_settings(RedTeamSettings, told | {"strictness": "strict"}))
+    assert not strict.verifier("", "so it is 12", "12").correct
 
 
 @pytest.mark.slow

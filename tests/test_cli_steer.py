@@ -100,7 +100,7 @@ def test_inspect_shows_what_fires(capsys: pytest.CaptureFixture[str]) -> None:
     variant = Variant(load_model(str(MODEL)), load_sae(str(SAE_FOLDER)))
     seen = variant.inspect(text)
     for flags, expected in (((), seen.top(3, "max")), (("--token", "5"), seen.at(5, 3))):
-        code, said, _ = run(capsys, "steer", "inspect", text, "--k", "3", *flags)
+        code, said, _ = run(capsys, "steer", "inspect", text, "--top", "3", *flags)
         rows = [line.split() for line in said.splitlines()]
         numbers = [(row[0], row[1]) for row in rows if len(row) == 2 and row[0].isdigit() and row[1][0].isdigit()]
         assert code == 0 and numbers == [(str(one.feature.id), f"{one.value:.4g}") for one in expected]
@@ -124,7 +124,7 @@ def test_inspect_shows_what_fires(capsys: pytest.CaptureFixture[str]) -> None:
         (("sweep", *ASK, "--features", "3", "--strengths", "1", "1"), "strengths: [1.0, 1.0] must be"),
         (("sweep", *ASK, "--features", "3", "--limit", "1"), "prompts: 1 are given"),
         (("inspect", "Ada has 12 apples .", "--token", "99"), "token: 99 is out of range; the text has tokens 0 to"),
-        (("inspect", "Ada has 12 apples .", "--k", "-3"), "k: -3 is too small"),
+        (("inspect", "Ada has 12 apples .", "--top", "-3"), "top: -3 is too small"),
         (("inspect", ""), "text: "),
     ],
 )

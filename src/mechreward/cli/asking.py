@@ -13,9 +13,12 @@ from mechreward.tasks import QUESTION_SETTINGS, Columns, Question, load_question
 if TYPE_CHECKING:
     from mechreward.cli.discover_settings import DiscoverSettings
     from mechreward.cli.gate_settings import GateSettings
-    from mechreward.cli.sae_settings import AskSettings, LayersSettings
+    from mechreward.cli.sae_settings import LayersSettings
+    from mechreward.cli.shared_settings import AskSettings, QuestionSettings, SAESettings
     from mechreward.models import LoadedModel
+    from mechreward.reward import FeatureReward
     from mechreward.rollout import Response
+    from mechreward.sae import SAE
 
 
 def answers(
@@ -60,7 +63,7 @@ def answers(
     return responses
 
 
-def asked(settings: AskSettings, source: str, limit: int) -> list[Question]:
+def asked(settings: QuestionSettings, source: str, limit: int) -> list[Question]:
     """The questions that the settings name.
 
     Raises:
@@ -101,14 +104,23 @@ def answered(
     )
 
 
-def sae_source(model: str, sae: str | None, why: str) -> str:
-    """Where the SAE is: as named, or the bundled one for the model `tiny`.
+def load_given_sae(settings: SAESettings, model: str, device: str, why: str) -> SAE:
+    """The SAE that the settings name, or the bundled one for the model `tiny`.
 
     Raises:
-        InputError: if none is named for another model, "is needed" and `why`.
+        InputError: as `load_sae`, and if none is named for another model: "is needed" and `why`.
     """
+    from mechreward.sae import load_sae
     from mechreward.tiny import SAE_FOLDER
 
-    if sae is None and model != "tiny":
+    if settings.sae is None and model != "tiny":
         raise InputError(f"sae: is needed {why}; name a folder or file, or a SAE Lens release, with --sae")
-    return str(SAE_FOLDER) if sae is None else sae
+    source = str(SAE_FOLDER) if settings.sae is None else settings.sae
+    return load_sae(source, settings.sae_id, device=device, layer=settings.layer, k=settings.k)
+
+
+def load_given_reward(settings: SAESettings, pack: str, model: str, device: str) -> FeatureReward:
+    """A pack as a reward, with the SAE that the settings name (`load_reward`)."""
+    from mechreward.inputs import load_reward
+
+    return load_reward(pack, model, settings.sae, settings.sae_id, device=device, layer=settings.layer, k=settings.k)

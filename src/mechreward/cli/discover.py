@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mechreward.cli.asking import answers, sae_source
+from mechreward.cli.asking import answers, load_given_sae
 from mechreward.cli.discover_settings import DiscoverSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
@@ -91,14 +91,12 @@ def discover(arguments: list[str], prog: str) -> int:
 
 def _sae(settings: DiscoverSettings, loaded: LoadedModel) -> SAE:
     from mechreward.models import check_layer, d_model
-    from mechreward.sae import load_sae
 
-    source = sae_source(settings.model, settings.sae, "and was not given")
-    sae = load_sae(source, settings.sae_id, device=settings.device, layer=settings.layer)
+    sae = load_given_sae(settings, settings.model, settings.device, "and was not given")
     check_layer(loaded.model, sae.layer)
     if sae.d_model != d_model(loaded.model):
         width = d_model(loaded.model)
-        raise InputError(f"sae: {source} reads residuals of width {sae.d_model}, but {settings.model} has {width}")
+        raise InputError(f"sae: {sae.release} reads residuals of width {sae.d_model}, but {settings.model} has {width}")
     return sae
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mechreward.cli.sae_settings import JudgeSettings
+from mechreward.cli.shared_settings import JudgeSettings, SAESettings
 from mechreward.settings import Count, Whole, check_signs
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -20,15 +20,9 @@ UNUSED = {
 """Options that a method has no use for. Attribution and ReasonScore rank by tokens; their scales are of means."""
 
 
-class DiscoverSettings(JudgeSettings):
+class DiscoverSettings(JudgeSettings, SAESettings):
     """Finds the SAE features that go with right answers to the same question, and makes a pack of them."""
 
-    sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; of the model `tiny` the bundled one if left out."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
-    layer: Whole | None = None
-    """Block that the SAE reads (0-based), where its file does not say so."""
     responses: Path | None = None
     """Verified responses to read instead of sampling: a run's `responses/known.parquet`."""
     method: Literal["contrast", "probe", "attribution", "reasonscore"] = "contrast"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechreward.cli.asking import answered, asked
+from mechreward.cli.asking import answered, asked, load_given_reward
 from mechreward.cli.eval_settings import EvalSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import RichProgress, console, print_path
@@ -28,7 +28,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     from mechreward.gates import check_held_out
     from mechreward.gates.reading import read_scores
     from mechreward.gates.rephrasing import ORIGINAL, FamilyAnswer, accuracies, consistency, judge_signal
-    from mechreward.inputs import load_reward, verifier_of
+    from mechreward.inputs import verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import check_answers, save_responses, tokenise_prompts, verify_responses
     from mechreward.tiny import model_path
@@ -40,7 +40,7 @@ def evaluate(arguments: list[str], prog: str) -> int:
     check_answers(questions, verifier)
     reward = None
     if settings.pack is not None:
-        reward = load_reward(settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device)
+        reward = load_given_reward(settings, settings.pack, settings.model, settings.device)
     variations, left_out = _vary(settings, settings.questions) if settings.fuzz else ([], {})
     make_folder(settings.out)
     loaded = load_model(

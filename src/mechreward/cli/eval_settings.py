@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mechreward.cli.sae_settings import JudgeSettings
+from mechreward.cli.shared_settings import JudgeSettings, SAESettings
 from mechreward.settings import Count
 
 
-class EvalSettings(JudgeSettings):
+class EvalSettings(JudgeSettings, SAESettings):
     """Accuracy on questions, with its interval. With --fuzz also on variations of them, how far answers to one family
     agree, and with --pack whether the pack's signal survives: exit code 1 if the pack is brittle."""
 
@@ -27,11 +27,6 @@ class EvalSettings(JudgeSettings):
     """The model to ask at the address."""
     pack: str | None = None
     """A pack.json, or a bundled pack by name, whose signal is put to the test."""
-    sae: str | None = None
-    """The pack's SAE: a folder or file, or a SAE Lens release; if left out, the bundled one for the model
-    `tiny`, for others the one that the pack names."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
     limit: Count = 100
     """Use the first so many questions."""
     samples: Count = 4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from mechreward.cli.asking import sae_source
+from mechreward.cli.asking import load_given_sae
 from mechreward.cli.features_settings import FeaturesSettings
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.terminal import console, print_path
@@ -32,13 +32,11 @@ def show(arguments: list[str], prog: str) -> int:
     from mechreward.features.lens import logit_lens
     from mechreward.models import load_model
     from mechreward.rollout import load_responses
-    from mechreward.sae import load_sae
     from mechreward.tiny import model_path
 
     ids = _ids(settings.ids)
-    source = sae_source(settings.model, settings.sae, "and was not given")
     responses = load_responses(settings.responses / RESPONSES if settings.responses.is_dir() else settings.responses)
-    sae = load_sae(source, settings.sae_id, device=settings.device)
+    sae = load_given_sae(settings, settings.model, settings.device, "and was not given")
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechreward.settings import Count, Settings
+from mechreward.cli.shared_settings import SAESettings
+from mechreward.settings import Count
 
 
-class FeaturesSettings(Settings):
+class FeaturesSettings(SAESettings):
     """Shows what features do: where they fire most in a run's responses, and which tokens they speak for."""
 
     model: str = "tiny"
@@ -18,10 +19,6 @@ class FeaturesSettings(Settings):
     """Where the model runs: `cpu`, `cuda`, `cuda:1`; `auto` is CUDA where there is one."""
     dtype: str = "float32"
     """The model's own precision: `float32`, `bfloat16` or `float16`. SAE maths is always float32."""
-    sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; of the model `tiny` the bundled one if left out."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
     responses: Path
     """A run directory, or a Parquet file of responses."""
     ids: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from mechreward.cli.asking import answers
+from mechreward.cli.asking import answers, load_given_reward
 from mechreward.cli.gate_settings import GateSettings
 from mechreward.cli.gate_study import gate_study, gate_survival
 from mechreward.cli.options import parse_settings, quiet
@@ -50,15 +50,12 @@ def gate_pack(arguments: list[str], prog: str) -> int:
     quiet()
     from mechreward.features import check_table, load_contrast, save_pack
     from mechreward.gates import Thresholds, check_held_out, check_rephrased, gate1
-    from mechreward.inputs import load_reward
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
     if (settings.questions is None) == (settings.responses is None):
         raise InputError("questions: give either --questions, to be answered, or --responses, a file of answers")
-    reward = load_reward(
-        settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device, layer=settings.layer
-    )
+    reward = load_given_reward(settings, settings.pack, settings.model, settings.device)
     table = None if settings.features is None else load_contrast(settings.features)
     if table is not None:
         check_table(table, reward.pack)

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.cli.sae_settings import JudgeSettings
-from mechreward.settings import Count, Whole
+from mechreward.cli.shared_settings import JudgeSettings, SAESettings
+from mechreward.settings import Count
 
 
-class GateSettings(JudgeSettings):
+class GateSettings(JudgeSettings, SAESettings):
     """Judges a pack on verified answers to questions that it was not found on: exit code 0 if it passes, else 1."""
 
     stage: Literal[1] = 1
@@ -19,13 +19,6 @@ class GateSettings(JudgeSettings):
     aftermath."""
     pack: str
     """A pack.json, or a bundled pack by name (`mechreward pack list`)."""
-    sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; if left out, the bundled one for the model
-    `tiny`, for others the one that the pack names."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
-    layer: Whole | None = None
-    """Block that the SAE reads (0-based), where its file does not say so."""
     features: Path | None = None
     """The features.parquet that the pack was made from: then random packs of equal firing frequency are judged too."""
     responses: Path | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
+from mechreward.cli.shared_settings import QuestionSettings, SAESettings
 from mechreward.settings import Count, Positive, Settings
 
 
@@ -28,7 +30,7 @@ class AttackSettings(Settings):
     """Of the sampling."""
 
 
-class RedTeamSettings(AttackSettings):
+class RedTeamSettings(AttackSettings, QuestionSettings, SAESettings):
     """Puts canaries (answers that hack: spam, openers, filler) to a feature reward as a model reads them, and looks at
     the model's own answers. With --run and a run directory of `mechreward improve`, model, policies, pack, SAE and
     questions are found there; `redteam --run FOLDER --help` has the options of that way."""
@@ -42,15 +44,12 @@ class RedTeamSettings(AttackSettings):
     """A PEFT adapter to put on the second model, or on the first if there is no second."""
     pack: str
     """The feature pack: a file, or a bundled pack's name."""
-    sae: str | None = None
-    """Its SAE: a folder or file, or a SAE Lens release; if left out, the bundled one for the model
-    `tiny`, for others the one that the pack names."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
     questions: str
     """Questions with gold answers: a .jsonl, .csv or .parquet file, `tiny:easy`, `reasoning-gym:NAME`, or a dataset."""
     verifier: str = "gsm8k_exact_match"
     """How an answer is judged: `gsm8k_exact_match`, `math`, `choice` or `exact`."""
+    strictness: Literal["strict", "lenient"] = "strict"
+    """Which of the verifier's two verdicts counts."""
     max_new_tokens: Count = 256
     """Longest answer, in tokens."""
     dtype: str = "float32"

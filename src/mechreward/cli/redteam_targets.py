@@ -8,19 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mechreward.cli.asking import asked, load_given_reward
 from mechreward.cli.redteam_settings import RedTeamSettings, RunSettings
 from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
-from mechreward.inputs import load_policy, load_reward, load_run_reward, verifier_of
+from mechreward.inputs import load_policy, load_run_reward, verifier_of
 from mechreward.models import LoadedModel, load_model
 from mechreward.report.data import read_yaml
 from mechreward.reward import FeatureReward
 from mechreward.rundir import CONFIG
 from mechreward.settings import make_settings, read_fields
 from mechreward.stages import kept_policies
-from mechreward.tasks import Question, load_questions, load_split
+from mechreward.tasks import Question, load_split
 from mechreward.tiny import model_path
-from mechreward.verifiers import Verifier, get_verifier
+from mechreward.verifiers import Verifier
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,10 @@ def given(settings: RedTeamSettings) -> Targets:
         )
         for name, model in names.items()
     }
-    with named(source="questions"):
-        questions = load_questions(settings.questions, limit=settings.limit, seed=settings.seed)
     return Targets(
-        reward=load_reward(settings.pack, settings.model, settings.sae, settings.sae_id, device=settings.device),
-        questions=questions,
-        verifier=get_verifier(settings.verifier),
+        reward=load_given_reward(settings, settings.pack, settings.model, settings.device),
+        questions=asked(settings, settings.questions, settings.limit),
+        verifier=verifier_of(settings.verifier, settings.strictness),
         max_new_tokens=settings.max_new_tokens,
         models=models,
     )

@@ -7,18 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechreward.cli.sae_settings import JudgeSettings
+from mechreward.cli.shared_settings import JudgeSettings, SAESettings
 from mechreward.settings import Count, Positive, Share
 
 
-class RepairSettings(JudgeSettings):
+class RepairSettings(JudgeSettings, SAESettings):
     """Repairs wrong answers to KNOWN questions by steering from their critical tokens on, beside drawing again from the
     same tokens and random steering. Exit code 0 if any verified repair is kept, 1 if none is."""
 
-    sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; the bundled one for the model `tiny`."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
     limit: Count = 200
     """Use the first so many questions."""
     known: Share = 0.5

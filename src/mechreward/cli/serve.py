@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from mechreward.cli.asking import load_given_reward
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.serve_settings import ServeSettings
 from mechreward.cli.terminal import RichProgress, console
@@ -42,21 +43,13 @@ def load_scorer(settings: ServeSettings) -> Scorer:
     Raises:
         InputError: as their loaders, and for a pack without a passed gate unless `ungated`.
     """
-    from mechreward.inputs import load_reward, verifier_of
+    from mechreward.inputs import verifier_of
     from mechreward.integrations.scorer import Scorer
     from mechreward.models import load_model
     from mechreward.tiny import model_path
 
     verifier = None if settings.verifier is None else verifier_of(settings.verifier, settings.strictness)
-    reward = load_reward(
-        settings.pack,
-        settings.model,
-        settings.sae,
-        settings.sae_id,
-        device=settings.device,
-        layer=settings.layer,
-        k=settings.k,
-    )
+    reward = load_given_reward(settings, settings.pack, settings.model, settings.device)
     if reward.gate_warning is not None and not settings.ungated:
         raise InputError(f"{reward.gate_warning}; serve it all the same with --ungated")
     loaded = load_model(

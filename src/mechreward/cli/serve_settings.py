@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from mechreward.settings import Count, Positive, Settings, Whole
+from mechreward.cli.shared_settings import SAESettings
+from mechreward.settings import Count, Positive
 
 
-class ServeSettings(Settings):
+class ServeSettings(SAESettings):
     """Serves a pack's rewards over HTTP, for trainers that cannot read the residual stream themselves (verl,
     OpenRLHF): token ids in, a reward for each completion and each of its tokens out. Ends with Ctrl-C."""
 
@@ -20,15 +21,6 @@ class ServeSettings(Settings):
     """A PEFT adapter to put on the model."""
     pack: str
     """The feature pack: a file, or a bundled pack's name."""
-    sae: str | None = None
-    """Its SAE: a folder or file, or a SAE Lens release; if left out, the bundled one for the model
-    `tiny`, for others the one that the pack names."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
-    layer: Whole | None = None
-    """The block that the SAE reads, where its file does not say."""
-    k: Count | None = None
-    """Active features a token, where a TopK SAE's file does not say."""
     ungated: bool = False
     """Serve a pack that carries no passed gate."""
     verifier: str | None = None

@@ -9,11 +9,13 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from mechreward.cli.asking import sae_source
+from mechreward.cli.asking import load_given_sae
 from mechreward.cli.options import parse_settings, quiet
+from mechreward.cli.shared_settings import SAESettings
 from mechreward.cli.steer_settings import GenerateSettings, SweepSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
+from mechreward.settings import make_settings
 
 if TYPE_CHECKING:
     from mechreward.steering import Curve
@@ -24,7 +26,9 @@ def inspect(
     model: str = "tiny",
     sae: str | None = None,
     sae_id: str | None = None,
-    k: int = 10,
+    layer: int | None = None,
+    k: int | None = None,
+    top: int = 10,
     by: Literal["frequency", "mean", "max", "sum"] = "max",
     token: int | None = None,
 ) -> int:
@@ -35,20 +39,22 @@ def inspect(
         model: A Hugging Face id or folder, a .gguf file, or `tiny`.
         sae: A folder or file, or a SAE Lens release; the bundled one for `tiny`.
         sae_id: Which SAE of a release.
-        k: How many features.
+        layer: Block that the SAE reads (0-based), where its file does not say so.
+        k: Active features a token, where a TopK SAE's file does not say so.
+        top: How many features.
         by: Order by the share of tokens they fire on, or by mean, largest or summed activation.
         token: Only this token of the text, from 0.
     """
     quiet()
     from mechreward.models import load_model
-    from mechreward.sae import load_sae
     from mechreward.steering import Variant
     from mechreward.tiny import model_path
 
-    source = sae_source(model, sae, f"to read {model}")
-    variant = Variant(load_model(model_path(model)), load_sae(source, sae_id))
-    seen = variant.inspect(text)
-    found = seen.top(k, by) if token is None else seen.at(token, k)
+    given = make_settings(SAESettings, {"sae": sae, "sae_id": sae_id, "layer": layer, "k": k})
+    reader = load_given_sae(given, model, "cpu", f"to read {model}")
+    seen = Variant(load_model(model_path(model)), reader).inspect(text)
+    with named(k="top"):
+        found = seen.top(top, by) if token is None else seen.at(token, top)
     where = f"{len(seen.tokens)} tokens" if token is None else f"token {token}, {seen.tokens[token]!r}"
     table = Table("feature", "activation" if token is not None else by, title=escape(where), box=None)
     for feature, value in found:

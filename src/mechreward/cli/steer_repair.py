@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from mechreward.cli.asking import answered, asked, sae_source
+from mechreward.cli.asking import answered, asked, load_given_sae
 from mechreward.cli.options import parse_settings, quiet
 from mechreward.cli.repair_settings import RepairSettings
 from mechreward.cli.terminal import RichProgress, console, print_path
@@ -25,7 +25,6 @@ def repair(arguments: list[str], prog: str) -> int:
     from mechreward.inputs import verifier_of
     from mechreward.models import load_model
     from mechreward.rollout import check_answers, save_responses, verify_responses
-    from mechreward.sae import load_sae
     from mechreward.steering.cuts import check_critical
     from mechreward.steering.repair import kept_repairs, save_repairs, summarise
     from mechreward.steering.repair_known import count_uncut, repair_known
@@ -35,17 +34,16 @@ def repair(arguments: list[str], prog: str) -> int:
     if settings.questions is None:
         raise InputError("questions: is needed; give a file, tiny:easy, reasoning-gym:NAME or a dataset id")
     config = _config(settings)
-    source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
     verifier = verifier_of(settings.verifier, settings.strictness)
     questions = asked(settings, settings.questions, settings.limit)
     check_answers(questions, verifier)
     split = split_questions(questions, settings.known, settings.seed)
     check_critical(config.critical, split.known)
+    sae = load_given_sae(settings, settings.model, settings.device, f"to steer {settings.model}")
     out = make_folder(settings.out)
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
-    sae = load_sae(source, settings.sae_id, device=settings.device)
     save_questions(out / "questions.parquet", split)
     total = len(split.known) * settings.samples
     with RichProgress().stage(f"sample {len(split.known)} KNOWN questions x {settings.samples}", total) as advance:

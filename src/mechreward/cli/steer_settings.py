@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mechreward.cli.sae_settings import AskSettings, JudgeSettings
+from mechreward.cli.shared_settings import AskSettings, JudgeSettings, SAESettings
 from mechreward.settings import Count, Whole
 
 
-class SteerSettings(AskSettings):
+class SteerSettings(AskSettings, SAESettings):
     """A model, its SAE, and edits."""
 
-    sae: str | None = None
-    """A folder or file on disk, or a SAE Lens release; the bundled one for the model `tiny`."""
-    sae_id: str | None = None
-    """Which SAE of a release."""
     features: tuple[Whole, ...] = ()
     """Features to edit, all with the same strength."""
     mode: Literal["nudge", "pin", "scale"] = "nudge"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechreward.cli.asking import answered, asked, sae_source
+from mechreward.cli.asking import answered, asked, load_given_sae
 from mechreward.cli.steer_settings import GenerateSettings, SteerSettings
 from mechreward.errors import InputError, named
 from mechreward.files import read_json
 from mechreward.models import LoadedModel, load_model
 from mechreward.rollout import tokenise_prompts
-from mechreward.sae import load_sae
 from mechreward.steering import Variant
 from mechreward.steering.features import feature_ids
 from mechreward.tasks import Question
@@ -24,11 +23,10 @@ def load_variant(settings: SteerSettings, edits: Path | None = None) -> Variant:
         InputError: if no SAE is named for a model that brings none, a feature is not one of it, or the file is not one
             of edits.
     """
-    source = sae_source(settings.model, settings.sae, f"to steer {settings.model}")
+    sae = load_given_sae(settings, settings.model, settings.device, f"to steer {settings.model}")
     loaded = load_model(
         model_path(settings.model), adapter=settings.adapter, dtype=settings.dtype, device=settings.device
     )
-    sae = load_sae(source, settings.sae_id, device=settings.device)
     variant = Variant(loaded, sae, where=settings.where)
     if edits is not None:
         with named(path="edits"):
