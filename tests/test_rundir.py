@@ -37,6 +37,15 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert open_run(folder, SETTINGS, manifest(), resume=True) == folder
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="^processes: 2 were launched, and a run directory is written by one"):
+        open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     folder = open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
     with pytest.raises(InputError, match="out: .* holds a run already; give --resume"):

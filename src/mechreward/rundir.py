@@ -7,6 +7,7 @@ was started with then have to be the same.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -36,8 +37,15 @@ def open_run(
         defaults: what settings are if left out. A run that was started before there was such a setting did as it says.
 
     Raises:
-        InputError: if the folder holds a run and `resume` is off, other settings or inputs, or cannot be written to.
+        InputError: if the folder holds a run and `resume` is off, other settings or inputs, or cannot be written to; or
+            if this is one of several processes, which would write over each other's files.
     """
+    # As torchrun and accelerate launch set it.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"processes: {os.environ['WORLD_SIZE']} were launched, and a run directory is written by one; start it "
+            "without torchrun or accelerate launch, or train with `MechRewardGRPOTrainer` in a script of your own"
+        )
     if (folder / CONFIG).exists():
         if not resume:
             raise InputError(f"out: {folder} holds a run already; give --resume to go on with it, or another folder")
