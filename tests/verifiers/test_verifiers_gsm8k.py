@@ -88,7 +88,23 @@ def test_a_number_that_goes_on_is_not_the_answer(goes_on: str, lenient: bool) ->
     assert gsm8k_exact_match("Q", f"#### 18{goes_on}", "18") == Verdict(False, "18", "not a plain number", lenient)
 
 
-@pytest.mark.parametrize("words", [" (in all)", " to the bus", " and no more", " x", " min", " boxes", " Kilos"])
+@pytest.mark.parametrize(
+    "goes_on",
+    ["**2", " ** 2", "//5", " % 5", "x2", r"\times2", "⁄2", " ± 2", " -> 20", " → 20", "π", r"\sqrt{2}", " ,20"]
+    + ["{,}000", r"\,000"],
+)
+def test_powers_remainders_arrows_and_digits_grouped_by_latex_go_on_too(goes_on: str) -> None:
+    assert gsm8k_exact_match("Q", f"#### 18{goes_on}", "18").reason == "not a plain number"
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", " \t"])
+def test_any_space_may_stand_after_the_marker(space: str) -> None:
+    assert gsm8k_exact_match("Q", f"####{space}18", "18") == Verdict(True, "18", "match", True)
+
+
+@pytest.mark.parametrize(
+    "words", [" (in all)", " to the bus", " and no more", " x", " min", " boxes", " Kilos", "** (each)"]
+)
 def test_words_behind_the_number_are_passed_over(words: str) -> None:
     assert gsm8k_exact_match("Q", f"#### 18{words}", "18") == Verdict(True, "18", "match", True)
 

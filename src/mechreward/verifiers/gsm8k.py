@@ -5,7 +5,7 @@ same place as exact numbers, and so departs from it in what it forgives and what
 
 - forgiven: `18.00`, `18.` and `+18` for 18; a currency or percent sign, Markdown emphasis, any space after the marker;
 - refused: commas that group no thousands (`1,2`), and the first term of what goes on (`1/2`, `12 + 7 = 19`, `3:30`,
-  `3 million`, `2 x 9`, `1 800`, `18, 20`, `18 or 20`).
+  `3 million`, `2 x 9`, `2**9`, `1 800`, `1{,}800`, `18, 20`, `18 or 20`).
 
 Lenient extraction takes the last number of the text.
 """
@@ -20,13 +20,15 @@ from mechreward.verifiers.text import Gold, answer_text, gold_text
 from mechreward.verifiers.verdict import Verdict
 
 # Furniture before the digits, then every digit, comma and point there is, then marks that may follow.
-_MARKED = re.compile(r"####[ \t]*[*_`]*((?:[-+−]|\\?[$€£¥₹] ?){0,3}[.,]*[0-9][0-9.,]*)([^\n]*)")
+_MARKED = re.compile(r"####[^\S\n]*[*_`]*((?:[-+−]|\\?[$€£¥₹] ?){0,3}[.,]*[0-9][0-9.,]*)([^\n]*)")
 _TERM = r"\s*\\?[$€£¥₹]?[0-9(]"
 _GOES_ON = re.compile(
-    rf"\s*[-+−–—~/:^×÷*·=]{_TERM}|[eE][-+]?[0-9]"  # a sum, a ratio, a range, an exponent
-    r"|['’_;|&\s]+\\?[$€£¥₹]?[0-9]"  # grouped digits, another number
-    rf"|\s*(?:or|and|to|x|times|plus|minus|over|divided by)\b{_TERM}"
-    r"|\s*[⁰¹²³⁴-⁹½¼¾⅐-⅞]|\s*\\(?:d?frac|times|cdot|div)\b|\s+and a (?:half|quarter|third)\b"
+    rf"\s*(?:[-+−–—~/:^×÷*·=⁄±→]|//|-+>){_TERM}|[eE][-+]?[0-9]"  # a sum, a ratio, a range, an exponent
+    r"|(?:\s*\*\*|\s+\*\*\s+|\s*%\s*)[0-9]"  # Python's power and remainder; `**18** (each)` is emphasis
+    r"|(?:['’_;|&,\s]|\{,\}|\\[,;:! ])+\\?[$€£¥₹]?[0-9]"  # grouped digits, another number
+    rf"|\s*(?:or|and|to|x|times|plus|minus|over|divided by){_TERM}"
+    r"|\s*[⁰¹²³⁴-⁹½¼¾⅐-⅞√π]|\s*\\(?:d?frac|times|cdot|div|pm|sqrt|pi)(?![A-Za-z])"
+    r"|\s+and a (?:half|quarter|third)\b"
     rf"|\s*{SCALE}|\s?[kKMB](?!\w)"
 )
 
