@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from mechreward.tasks import after_marker
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"[{}]")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # `\{` opens nothing: `\left\{ ... \right.` has no other side
 _PHRASE = re.compile(r"\banswer[*_]*(?:\s+is\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*", re.IGNORECASE)
 
 
@@ -45,7 +45,7 @@ def last_boxed(text: str) -> str | None:
     for brace in _BRACE.finditer(text) if begins else ():
         if brace[0] == "{":
             opened.append(brace.end())
-        elif opened and (start := opened.pop()) in begins:
+        elif brace[0] == "}" and opened and (start := opened.pop()) in begins:
             last = max(last or (start, 0), (start, brace.start()))
     return text[slice(*last)].strip() if last else None
 
