@@ -19,6 +19,7 @@ from mechreward.verifiers import Verdict, choice
         "The answer is B.",
         "The answer is (B) 12 cm",
         "Answer: (b)",
+        "**Answer:**\n(B)",
         r"\boxed{B}",
         r"so $\boxed{\text{B}}$",
         r"\boxed{\textbf{(B) } 12}",

@@ -32,6 +32,13 @@ from mechreward.verifiers.marked import Marked, find_marked, last_boxed
         ("The answer is 7\n#### 9", Marked("7", "phrase")),
         ("#### 8\n#### 9", Marked("9", "####")),
         ("####", Marked("", "####")),
+        ("**Answer:**\n\n**18**\nGoodbye", Marked("18", "phrase")),
+        ("The answer is:\r\n(B)", Marked("(B)", "phrase")),
+        ("The answer is:\n\n$$18$$", Marked("$$18$$", "phrase")),
+        ("The answer is:\n$$\nx + 1\n$$\nGoodbye", Marked("x + 1", "phrase")),
+        ("The answer is \\[\nx + 1\n\\]", Marked("x + 1", "phrase")),
+        ("So the answer is\n#### 18", Marked("18", "phrase")),
+        ("The answer is\n", Marked("", "phrase")),
     ],
 )
 def test_find_marked(text: str, marked: Marked) -> None:

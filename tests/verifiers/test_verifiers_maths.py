@@ -23,6 +23,7 @@ from mechreward.verifiers import Verdict, math, maths
         ("The answer is x = 18.", "18", "x = 18"),
         ("The answer is 18 dollars per day.", "$18$", "18 dollars per day"),
         ("#### 1,234", "1234", "1,234"),
+        ("The final answer is:\n\n$$18$$", "18", "$$18$$"),
         (r"\boxed{\{2,1\}}", r"\{1,2\}", r"\{2,1\}"),
     ],
 )

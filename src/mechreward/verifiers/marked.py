@@ -10,6 +10,8 @@ from mechreward.tasks import after_marker
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # `\{` opens nothing: `\left\{ ... \right.` has no other side
 _PHRASE = re.compile(r"\banswer[*_]*(?:\s+is\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*", re.IGNORECASE)
+# A phrase that ends its line announces the next one ("Answer:\n18"), which may open a displayed formula.
+_NEXT_LINE = re.compile(r"[\s*_#]*(?:(?:\$\$|\\\[)[^\S\n]*\n\s*)?")
 
 
 class Marked(NamedTuple):
@@ -20,7 +22,10 @@ class Marked(NamedTuple):
 
 
 def find_marked(text: str) -> Marked | None:
-    """The answer at the last ``\\boxed{}``; failing that, after the last "answer is"; else after the last ``####``."""
+    """The answer at the last ``\\boxed{}``; failing that, after the last "answer is"; else after the last ``####``.
+
+    Where the line ends with "answer is", the answer is the next line that has text.
+    """
     boxed = last_boxed(text)
     if boxed is not None:
         return Marked(boxed, "boxed")
@@ -28,7 +33,8 @@ def find_marked(text: str) -> Marked | None:
     for phrase in _PHRASE.finditer(text):  # noqa: B007 - the last one is wanted
         pass
     if phrase is not None:
-        return Marked(_first_sentence(text[phrase.end() :].partition("\n")[0]), "phrase")
+        line = _NEXT_LINE.sub("", text[phrase.end() :], count=1).partition("\n")[0]
+        return Marked(_first_sentence(line), "phrase")
     hashed = after_marker(text, last=True)
     return None if hashed is None else Marked(hashed.strip("*_` "), "####")
 
