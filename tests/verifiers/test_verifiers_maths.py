@@ -72,6 +72,9 @@ def test_wrong_answers(completion: str, gold: str, verdict: Verdict) -> None:
         "The answer is 18~20.",
         "The answer is $20$, not $18$.",
         r"The answer is \(20\), although \(18\) seems right.",
+        "The answer is 20 since 38 - 20 = 18.",
+        "The answer is 20 because 20 - 2 = 18.",
+        "The answer is $20$, which is more than $18$.",
     ],
 )
 def test_what_math_verify_passes_over_is_no_match(completion: str) -> None:
@@ -90,6 +93,10 @@ def test_what_math_verify_passes_over_is_no_match(completion: str) -> None:
         (r"\boxed{18 \text{ cm}^2}", "18"),
         ("The answer is 18 m².", "18"),
         ("The answer is $18$, not $20$.", "18"),
+        ("The answer is 18, which is even.", "18"),
+        ("The answer is 18, so he has 18 apples.", "18"),
+        ("The answer is therefore 18.", "18"),
+        ("The answer is approximately 3.14.", "3.14"),
     ],
 )
 def test_what_only_looks_like_it_is_a_match(completion: str, gold: str) -> None:

@@ -9,7 +9,10 @@ from mechreward.tasks import after_marker
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # `\{` opens nothing: `\left\{ ... \right.` has no other side
-_PHRASE = re.compile(r"\banswer[*_]*(?:\s+is\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer[*_]*(?:\s+is(?:\s+(?:therefore|thus|simply|approximately|about))?\b\s*[*_]*:?|\s*:|\s*=)[ \t*_]*",
+    re.IGNORECASE,
+)
 # A phrase that ends its line announces the next one ("Answer:\n18"), which may open a displayed formula.
 _NEXT_LINE = re.compile(r"[\s*_#]*(?:(?:\$\$|\\\[)[^\S\n]*\n\s*)?")
 

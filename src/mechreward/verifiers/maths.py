@@ -2,7 +2,8 @@
 
 Strict extraction reads the answer marker: the last ``\\boxed{}``, else the last "answer is", else the last ``####``.
 What math-verify passes over is refused here first: words that change a value (``3 \\text{ million}`` is not 3), an
-inequality sign, a second number (``18–20``), and the formula that a phrase says it is not (``$20$, not $18$``).
+inequality sign, a second number (``18–20``), and the formula that a phrase says it is not (``$20$, not $18$``) or
+gives its reason by (``20, since 38 - 20 = 18``).
 Lenient extraction is math-verify's own over the whole text (its last formula or number, roughly). Two whole numbers are
 compared here, exactly; everything else goes to a helper process (`maths_worker.py`).
 
@@ -39,7 +40,9 @@ LONGEST = 1000
 _UNIT = re.compile(
     rf"(?<=[0-9.%$])(?:\s+(?!{SCALE}|(?:pi|and|or|to|plus|minus|times|is|but|not)\b)[A-Za-z]{{2,}})+$", re.IGNORECASE
 )
-_DENIED = re.compile(r",?\s+(?:(?:and|but) )?(?:not|instead of|rather than|although|though)\b.*", re.DOTALL)
+_DENIED = re.compile(
+    r",?\s+(?:(?:and|but) )?(?:not|instead of|rather than|although|though|which|because|since|so)\b.*", re.DOTALL
+)
 # A thousand or a million by its letter: of money, or a k as a word.
 _LETTER = r"(?:[$€£¥₹]\s?[0-9.,]+\s?|[0-9]\s?\\text\{\s*(?=k))[kKMB](?!\w)"
 _SCALE = re.compile(rf"{SCALE}|{_LETTER}", re.IGNORECASE)
