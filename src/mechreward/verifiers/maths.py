@@ -36,6 +36,8 @@ TIME_LIMIT = 5.0
 LONGEST = 1000
 """Characters of the longest strict answer that is compared; longer ones are different."""
 
+# The spaces by which LaTeX parts thousands: `10\,000`.
+_GROUPED = re.compile(r"(?<=[0-9])\\[,;: ](?=[0-9]{3}(?![0-9]))")
 # Words after a number, except those that change its value or take it back.
 _UNIT = re.compile(
     rf"(?<=[0-9.%$])(?:\s+(?!{SCALE}|(?:pi|and|or|to|plus|minus|times|is|but|not)\b)[A-Za-z]{{2,}})+$", re.IGNORECASE
@@ -92,8 +94,11 @@ def _judge_strictly(gold: str, marked: Marked | None) -> tuple[str | None, bool 
 
 
 def _same(gold: str, marked: Marked) -> bool | None:
-    # "the answer is 18 dollars": in running text a unit is no formula.
-    answer = marked.text if marked.marker == "boxed" else _UNIT.sub("", _DENIED.sub("", marked.text))
+    gold, answer = _GROUPED.sub("", gold), _GROUPED.sub("", marked.text)
+    if marked.marker != "boxed":
+        answer = _DENIED.sub("", answer)
+        # "the answer is 18 dollars": in running text a unit is no formula. It stays where the gold answer has one.
+        answer = answer if _UNIT.search(gold) else _UNIT.sub("", answer)
     ours, theirs = parse_number(gold), parse_number(answer.strip("$"))
     if _is_another(gold, answer) or (ours is not None and _SEVERAL.search(answer)):
         return False
