@@ -19,6 +19,8 @@ from mechreward.verifiers import Verdict, choice
         "The answer is B.",
         "The answer is (B) 12 cm",
         "Answer: (b)",
+        'The answer is "B".',
+        "The answer is “B”.",
         "**Answer:**\n(B)",
         r"\boxed{B}",
         r"so $\boxed{\text{B}}$",
@@ -54,7 +56,8 @@ def test_wrong_letters(completion: str, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
-    "letters", ["B or C", "B, C", "B and C", "B/C", "B & C", "B+C", "(B) or (C)", "**B** and **C**", r"\boxed{B, C}"]
+    "letters",
+    ["B or C", "B, C", "B and C", "B; C", "B/C", "B & C", "B+C", "(B) or (C)", "**B** and **C**", r"\boxed{B, C}"],
 )
 def test_several_letters_are_no_answer(letters: str) -> None:
     assert choice("Which?", f"The answer is {letters}.", "B") == Verdict(

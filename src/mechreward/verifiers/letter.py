@@ -16,11 +16,11 @@ from mechreward.verifiers.verdict import Verdict
 
 _ALONE = re.compile(r"[\s*_`]*(?:\(([A-Ea-e])\)|\[([A-Ea-e])\]|([A-E])[.:)]?)[\s*_`.]*")
 _AT_MARKER = re.compile(
-    r"[\s*_`$]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:(?i:option|choice)\s+)?"
+    r"[\s*_`$\"'“‘]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?(?:(?i:option|choice)\s+)?"
     r"(?:[(\[]([A-Ea-e])[)\]]|([A-E])(?![\w']))"
 )
 _JOINED = re.compile(
-    r"[)\]}\s*_$]*(?:[,/&+|]|\bor\b|\band\b)[\s*_$(\[]*(?:\\text\s*\{\s*)?(?:[B-E]|A(?!\s+[a-z]))(?![\w'])"
+    r"[)\]}\s*_$]*(?:[,;/&+|]|\bor\b|\band\b)[\s*_$(\[]*(?:\\text\s*\{\s*)?(?:[B-E]|A(?!\s+[a-z]))(?![\w'])"
 )
 _IN_TEXT = re.compile(r"(?<![\w'])(?:([B-E])|(A)(?!\s+[a-z]))(?![\w'])")
 
