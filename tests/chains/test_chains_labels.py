@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from decimal import Decimal
 
@@ -80,6 +81,20 @@ def test_equations_are_read_as_written() -> None:
     assert dict(found[1].numbers) == {Decimal(3): 2}
     assert [e.value for e in equations("from 3 to 7 apples")] == [7]
     assert equations("none") == []
+    for written in ("3 - 8 = −5", "3 - 8 = -$5", "3 - 8 = $-5", "3 - 8 = \\$-5.", "3 − 8 = - 5"):
+        assert equations(written) == equations("3 - 8 = -5")
+    assert equations(".5 * 1 = .5") == equations("0.5 * 1 = 0.5")
+
+
+def test_a_typographic_minus_is_no_mistake() -> None:
+    assert label_by_solution(["3 - 8 = −5."], "3 - 8 = -5") == [True]
+
+
+def test_a_long_line_without_an_equation_takes_no_long_time() -> None:
+    started = time.process_time()
+    assert equations("the " * 20_000) == []
+    assert [e.value for e in equations("2 = 2 " + "1 " * 20_000)] == [2]
+    assert time.process_time() - started < 2  # a minute where every character begins a search of its own
 
 
 def test_the_first_wrong_step_is_the_worlds() -> None:

@@ -127,8 +127,9 @@ class Equation(NamedTuple):
     value: Decimal
 
 
-_NUMBER = r"\d[\d,]*(?:\.\d+)?"
-_RESULT = re.compile(rf"([^=\n;:]*)=\s*\$?\s*(-?{_NUMBER})")
+_NUMBER = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_RESULT = re.compile(rf"=\s*(-?\s*\\?\$?|\\?\$?\s*-?)\s*({_NUMBER})")
+_SIDE = re.compile(r"[=\n;:]")
 _ANY = re.compile(rf"(?<![\w.])(-?{_NUMBER})")
 
 
@@ -140,7 +141,13 @@ def equations(text: str) -> list[Equation]:
     >>> [str(equation.value) for equation in equations("2 + 3 = 5, so 5 * 2 = 10")]
     ['5', '10']
     """
-    found = [_equation(match[1], match[2]) for match in _RESULT.finditer(text)]
+    text = text.replace("−", "-")
+    found, end = [], 0
+    for match in _RESULT.finditer(text):
+        # Split off behind the match: a pattern for both sides begins a search at every character of a long line.
+        left = _SIDE.split(text[end : match.start()])[-1]
+        found.append(_equation(left, ("-" if "-" in match[1] else "") + match[2]))
+        end = match.end()
     plain = _ANY.findall(text)
     return found or [_equation("", number) for number in plain[-1:]]
 
