@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -57,6 +58,12 @@ def test_the_best_of_all_cuts(lengths: list[int], entropies: list[float], limit:
     assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])] and pieces[-1][1] == n
     assert all(0 < b - a <= limit for a, b in pieces)
     assert cost(tuple(b for _, b in pieces[:-1])) == min(map(cost, fitting))
+
+
+def test_one_very_long_step_takes_no_long_time() -> None:
+    started = time.process_time()
+    assert len(cut_long(steps_of([20_000]), [1.0] * 20_000, 16)) == 1250
+    assert time.process_time() - started < 3  # three times as long where every place before is tried
 
 
 def test_entropies_are_those_of_the_distributions(tiny_llama, char_tokenizer) -> None:

@@ -57,14 +57,13 @@ def cut_long(steps: Sequence[Step], entropies: Sequence[float], max_tokens: int)
         raise InputError(f"entropies: {len(entropies)} are given for {n_tokens} tokens; give one each")
     boundaries = {step.token_end for step in steps}
     best: dict[int, tuple[int, int, float, int]] = {0: (0, 0, 0.0, -1)}  # by end: the cost so far, and where from
+    starts = [0]  # within reach
     for end in _places(steps, max_tokens):
+        starts = [start for start in starts if end - start <= max_tokens]
         cost = 0.0 if end == n_tokens else -entropies[end]
         within = int(end not in boundaries)
-        best[end] = min(
-            (best[start][0] + within, best[start][1] + 1, best[start][2] + cost, start)
-            for start in best
-            if end - start <= max_tokens
-        )
+        best[end] = min((best[start][0] + within, best[start][1] + 1, best[start][2] + cost, start) for start in starts)
+        starts.append(end)
     ends = [n_tokens]
     while ends[-1]:
         ends.append(best[ends[-1]][3])
