@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -310,6 +311,16 @@ def test_bad_starts_are_one_sentence(llama: LoadedModel, starts: list[int], opti
     with pytest.raises(InputError) as caught:
         continue_responses(llama, responses, starts, **{"n": 1, "max_new_tokens": 8, **options})
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("token", [64, -1])
+def test_a_kept_token_that_the_model_does_not_know_is_one_sentence(llama: LoadedModel, token: int) -> None:
+    """Of another model's responses; on a GPU it would be a device assertion, after which nothing works."""
+    response = sample_responses(never_ending_loaded(llama), QUESTIONS[:1], n=1, max_new_tokens=4)[0]
+    foreign = replace(response, completion_ids=(*response.completion_ids[:2], token))
+    with pytest.raises(InputError, match=f"^responses: one to 0 holds token {token}; the model knows 0 to 63; "):
+        continue_responses(llama, [foreign], [3], n=1, max_new_tokens=8)
+    assert continue_responses(llama, [foreign], [2], n=1, max_new_tokens=3)  # what is not kept does not matter
 
 
 def never_ending_loaded(loaded: LoadedModel) -> LoadedModel:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mechreward.errors import InputError
-from mechreward.models import LoadedModel, context_length, eval_mode, unwrap, vocabulary_size
+from mechreward.models import Limits, LoadedModel, context_length, eval_mode, unwrap, vocabulary_size
 from mechreward.rollout.decoding import Plan, Row, extend
 from mechreward.rollout.response import Response
 from mechreward.tasks import Question
@@ -105,10 +105,11 @@ def continue_responses(
         verified, whose `sample` counts from 0.
 
     Raises:
-        InputError: naming a bad argument, a start that is out of range, or a streamer for more than one row.
+        InputError: naming a bad argument, a start that is out of range, a kept token that the model does not know, or a
+            streamer for more than one row.
     """
     _check_numbers(n, max_new_tokens, temperature, top_p, batch_size)
-    _check_starts(responses, starts, max_new_tokens)
+    _check_starts(unwrap(loaded.model), responses, starts, max_new_tokens)
     names, prompts = [r.question_id for r in responses], [r.prompt_ids for r in responses]
     _check_prompts(unwrap(loaded.model), names, prompts, max_new_tokens)
     plan = Plan(eos_ids(loaded), _pad_id(loaded), max_new_tokens, temperature, top_p)
@@ -214,14 +215,20 @@ def _check_numbers(n: int, max_new_tokens: int, temperature: float, top_p: float
         raise InputError(f"n: {n} greedy responses to a question would all be the same; with temperature 0 n must be 1")
 
 
-def _check_starts(responses: Sequence[Response], starts: Sequence[int], max_new_tokens: int) -> None:
+def _check_starts(
+    model: PreTrainedModel, responses: Sequence[Response], starts: Sequence[int], max_new_tokens: int
+) -> None:
     if len(responses) != len(starts):
         raise InputError(f"starts: {len(starts)} are given for {len(responses)} responses; give one each")
+    limits = Limits.of(model)
     for response, start in zip(responses, starts, strict=True):
         most = min(len(response.completion_ids), max_new_tokens)
         if not 0 <= start <= most:
             where = f"a response to {response.question_id}"
             raise InputError(f"starts: {start} is out of range for {where}; allowed are 0 to {most}")
+        wrong = limits.stray(response.completion_ids[:start]) if start else None
+        if wrong is not None:
+            raise InputError(f"responses: one to {response.question_id} {wrong}; continue responses of its own tokens")
 
 
 def _check_prompts(
