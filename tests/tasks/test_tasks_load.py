@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def test_a_csv_column_without_a_name_is_a_column(tmp_path: Path) -> None:
     # As pandas writes its index.
     path = csv(tmp_path / "a.csv", ",question,answer\n0,1 + 1?,2\n1,2 + 2?,4\n")
     assert load_questions(path) == LOADED[:2]
+
+
+def test_a_decimal_column_holds_numbers(tmp_path: Path) -> None:
+    # As databases write prices.
+    path = parquet(tmp_path / "a.parquet", [{"question": "How much?", "answer": Decimal("18.50")}])
+    assert load_questions(path) == [Question("q0", "How much?", "18.50")]
 
 
 def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ def test_blank_lines_part_the_documents_of_a_text_file(tmp_path: Path) -> None:
     assert load_texts(path, limit=2) == ["one\n two", "three"]
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one\n")
+    assert load_texts("~/a.txt") == load_texts(Path("~/a.txt")) == ["one"]
+
+
 def test_a_column_of_every_kind_of_table(tmp_path: Path) -> None:
     rows = [{"text": " a b ", "n": 1}, {"text": "", "n": 2}, {"text": "c", "n": 3}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

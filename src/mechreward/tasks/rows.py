@@ -10,6 +10,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def text_cell(row: Row, field: str, column: str) -> str:
     value = row.values[column]
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise InputError(
             f"{field}: column {column!r} of {row.where} holds a {type(value).__name__}; allowed are text and numbers"
         )

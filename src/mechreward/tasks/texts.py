@@ -6,6 +6,7 @@ are left out, wherever they come from.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,7 @@ def load_texts(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: {limit} is not a number of documents; allowed are whole numbers from 1")
-    texts = list(islice(filter(None, _open(str(source), column, split, options or {})), limit))
+    texts = list(islice(filter(None, _open(os.path.expanduser(source), column, split, options or {})), limit))
     if not texts:
         raise InputError(f"text: {source} holds no text; at least one document is needed")
     return texts
