@@ -15,7 +15,7 @@ from mechreward.features.neuronpedia_client import NeuronpediaClient
 
 FEATURE = {"modelId": "m", "layer": "3-res", "index": "7", "explanations": [{"description": "numbers"}], "extra": 1}
 FOUND = {"results": [{"modelId": "m", "layer": "l", "index": i, "description": f"d{i}"} for i in range(3)]}
-NEURON = {"results": [{"description": "said", "neuron": {**FEATURE, "explanations": []}}]}
+NEURON = {"results": [{"description": "said", "neuron": FEATURE}]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
         "/api/feature/m/text/1": (200, "<html>"),
         "/api/feature/m/nan/1": (200, '{"modelId": NaN}'),
         "/api/feature/m/busy/1": (429, "{}"),
-        "/api/explanation/search": (200, json.dumps(FOUND)),
+        "/api/explanation/search-model": (200, json.dumps(FOUND)),
     }
     thread = Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -114,13 +114,22 @@ def test_search(server: ThreadingHTTPServer) -> None:
     method, _, body, _ = server.seen[0]  # type: ignore[attr-defined]
     assert method == "POST" and json.loads(body) == {"modelId": "m", "query": "numbers"}
     assert len(server.seen) == 1  # type: ignore[attr-defined]
-    server.answers["/api/explanation/search"] = (200, json.dumps(NEURON))  # type: ignore[attr-defined]
+    server.answers["/api/explanation/search-model"] = (200, json.dumps(NEURON))  # type: ignore[attr-defined]
     assert [f.description for f in client(server).search("m", "other")] == ["said"]
-    server.answers["/api/explanation/search"] = (200, '{"results": []}')  # type: ignore[attr-defined]
+    server.answers["/api/explanation/search-model"] = (200, '{"results": []}')  # type: ignore[attr-defined]
     assert client(server).search("m", "nothing") == []
-    server.answers["/api/explanation/search"] = (200, "{}")  # type: ignore[attr-defined]
+    server.answers["/api/explanation/search-model"] = (200, "{}")  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="without a list of results"):
         client(server).search("m", "third")
+
+
+def test_a_search_goes_on_where_a_page_ends(server: ThreadingHTTPServer) -> None:
+    server.answers["/api/explanation/search-model"] = (200, json.dumps(FOUND | {"hasMore": True, "nextOffset": 3}))  # type: ignore[attr-defined]
+    assert [f.index for f in client(server, cache_enabled=False).search("m", "numbers", top_k=5)] == [0, 1, 2, 0, 1]
+    bodies = [json.loads(body) for _, _, body, _ in server.seen]  # type: ignore[attr-defined]
+    assert bodies == [{"modelId": "m", "query": "numbers"}, {"modelId": "m", "query": "numbers", "offset": 3}]
+    server.answers["/api/explanation/search-model"] = (200, '{"results": [], "nextOffset": 3}')  # type: ignore[attr-defined]
+    assert client(server, cache_enabled=False).search("m", "numbers", top_k=5) == []
 
 
 def test_arguments(server: ThreadingHTTPServer) -> None:
@@ -129,4 +138,6 @@ def test_arguments(server: ThreadingHTTPServer) -> None:
     with pytest.raises(InputError, match="timeout: 0.0 is not allowed"):
         NeuronpediaClient(timeout=0.0)
     with pytest.raises(InputError, match="top_k: 0 is not allowed"):
-        client(server).search("m", "x", top_k=0)
+        client(server).search("m", "numbers", top_k=0)
+    with pytest.raises(InputError, match="query: 'ab' is too short; Neuronpedia searches for 3 letters or more"):
+        client(server).search("m", "ab")

@@ -23,6 +23,8 @@ from mechreward.sae import cache_dir
 BASE_URL = "https://www.neuronpedia.org/api"
 MAX_BYTES = 32 * 2**20
 """Longest answer that is read."""
+QUERY_LETTERS = 3
+"""Shortest query that Neuronpedia searches for."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,18 @@ class NeuronpediaClient:
         """The first `top_k` features of a model whose explanations match the query; an empty list is an answer.
 
         Raises:
-            InputError: as `get_feature`, and if `top_k` is less than 1.
+            InputError: as `get_feature`, if `top_k` is less than 1, or the query shorter than Neuronpedia takes.
         """
         if top_k < 1:
             raise InputError(f"top_k: {top_k} is not allowed; it must be at least 1")
-        body = {"modelId": model_id, "query": query}
-        found: list[NeuronpediaFeature] = self._ask(f"{self.base_url}/explanation/search", body, _features)
+        if len(query) < QUERY_LETTERS:
+            raise InputError(f"query: {query!r} is too short; Neuronpedia searches for {QUERY_LETTERS} letters or more")
+        # All SAEs of a model are searched here; `/explanation/search` refuses a body without a list of them.
+        url, found, offset = f"{self.base_url}/explanation/search-model", list[NeuronpediaFeature](), 0
+        while offset is not None and len(found) < top_k:
+            body = {"modelId": model_id, "query": query} | ({"offset": offset} if offset else {})
+            page, offset = self._ask(url, body, _page)
+            found += page
         return found[:top_k]
 
     def _ask(self, url: str, body: dict[str, Any] | None, parse: Callable[[Any], Any]) -> Any:
@@ -131,16 +139,19 @@ def _feature(answer: Any) -> NeuronpediaFeature:
         raise InputError("neuronpedia: the answer is no feature; modelId, layer and index are needed") from error
 
 
-def _features(answer: Any) -> list[NeuronpediaFeature]:
+def _page(answer: Any) -> tuple[list[NeuronpediaFeature], int | None]:
+    """The features of one page of a search, and where the next one begins; None if there is no more."""
     if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
         raise InputError("neuronpedia: a search was answered without a list of results")
-    return [_feature(_of_result(result)) for result in answer["results"]]
+    offset = answer.get("nextOffset") if answer["results"] else None
+    return [_feature(_of_result(result)) for result in answer["results"]], offset
 
 
 def _of_result(result: Any) -> Any:
     """A search result's feature: its `neuron`, where it has one, under the words that were found."""
-    if isinstance(result, dict) and isinstance(result.get("neuron"), dict):
-        return {**result["neuron"], **{key: result[key] for key in ("description",) if key in result}}
+    if isinstance(result, dict) and isinstance(result.get("neuron"), dict) and "description" in result:
+        # A neuron brings all its explanations along, and the one that was found need not be the first.
+        return {**result["neuron"], "explanations": [{"description": result["description"]}]}
     return result
 
 
