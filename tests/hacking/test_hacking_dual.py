@@ -120,6 +120,18 @@ def test_as_a_reward_function_flagged_rewards_become_neutral(reward, probe, tiny
         dual(PROMPTS[:2], [""])
 
 
+def test_in_a_plain_trainer_it_warns_and_refuses_as_the_reward_that_it_pays(
+    reward, probe, tiny_llama, char_tokenizer, caplog
+) -> None:
+    dual = DualVerifier(reward, probe).bind(tiny_llama, char_tokenizer)
+    for _ in range(2):
+        dual(["12+3="], ["15"], trainer_state=object())
+    assert [record.message for record in caplog.records] == [reward.gate_warning]
+    picture = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many ?"}]}]
+    with pytest.raises(InputError, match="prompts: a feature reward reads text only; .* of type 'image'"):
+        dual([picture], ["15"])
+
+
 def test_steps_are_judged_apart(reward, probe) -> None:
     dual = calibrated(reward, replace(probe, weight=torch.eye(32)[0], bias=0.0, pooling="max"))
     reward_BT = torch.tensor([[5.0, 5.0, 5.0, -5.0, 5.0, 5.0]])

@@ -35,7 +35,7 @@ from mechreward.probes import LinearProbe
 from mechreward.probes.probe import pool_logits
 from mechreward.probes.train import platt
 from mechreward.reward import FeatureReward, pool
-from mechreward.reward.batch import Text, check_lengths, check_same_tokenizer, token_ids
+from mechreward.reward.batch import Text, check_lengths, check_same_tokenizer, check_text_only, token_ids
 from mechreward.verifiers import as_text
 
 logger = logging.getLogger(__name__)
@@ -214,9 +214,13 @@ class DualVerifier:
         `downweight`, near the factor times what it was; see `hacking.actions`.
         """
         check_lengths(prompts, completions)
+        check_text_only(prompts)
         model, tokenizer = self._bound or self._bind_own_model()
         if "trainer_state" in columns and not self._rates:
+            if self.feature_reward.gate_warning is not None:  # what is paid is the feature reward
+                logger.warning(self.feature_reward.gate_warning)
             check_same_tokenizer(tokenizer, completions, completion_ids)
+        self.feature_reward.check_prompts(prompts, tokenizer)
         prompt_ids, completion_ids = token_ids(
             tokenizer, prompts, completions, completion_ids, self._chat_template_kwargs
         )
