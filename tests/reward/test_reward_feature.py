@@ -353,6 +353,14 @@ def test_a_chat_prompt_is_read_as_the_trainer_writes_it(tiny_llama, char_tokeniz
         assert reward(chat, ["  "], completion_ids=[[7, 8]]) == pytest.approx([float(tokens[mask].mean())])
 
 
+def test_a_chat_prompt_without_a_template_is_one_sentence(tiny_llama, char_tokenizer) -> None:
+    reward, chat = FeatureReward(WEIGHTS, random_sae(32, 64)), [[{"role": "user", "content": "ab"}]]
+    with pytest.raises(InputError, match="prompts: one is a chat, and the tokenizer .* has no chat template"):
+        reward.bind(tiny_llama, char_tokenizer)(chat, ["a"])
+    given = {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    assert reward.bind(tiny_llama, char_tokenizer, chat_template_kwargs=given)(chat, ["a"]) != [None]
+
+
 def test_images_in_a_plain_trainer_are_refused(tiny_llama, char_tokenizer) -> None:
     reward = FeatureReward(WEIGHTS, random_sae(32, 64)).bind(tiny_llama, char_tokenizer)
     parts = [{"type": "text", "text": "what is this?"}, {"type": "image", "image": object()}]

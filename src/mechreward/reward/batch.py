@@ -74,6 +74,11 @@ def holds_tool_output(completions: Sequence[Text]) -> bool:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Text, options: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None and options.get("chat_template") is None:
+        raise InputError(
+            "prompts: one is a chat, and the tokenizer that reads it has no chat template; bind one that has, or give "
+            "bind a chat_template in chat_template_kwargs"
+        )
     fixed: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     chat: Any = tokenizer.apply_chat_template(prompt, **fixed, **options)
     return list(chat["input_ids"])
