@@ -53,6 +53,13 @@ def test_wrong_answers_of_words_are_others_answers() -> None:
     assert with_boxes[0].completion == "the answer is blue"
 
 
+def test_braces_of_the_answer_s_own_format_stay() -> None:
+    formats = {r"\boxed{{answer}}": r"\boxed{72}", "{x} {answer} {": "{x} 72 {"}
+    for answer_format, written in formats.items():
+        made = canaries_of([Question("a", "p", "72")], ["empty_reasoning"], answer_format=answer_format)
+        assert made[0].completion == written
+
+
 def test_an_outcome_reward_is_counted_exactly() -> None:
     result = AdversarialSuite.from_questions(QUESTIONS).evaluate_reward(OutcomeReward(gsm8k_exact_match))
     assert (result.hack_rate, result.false_negative_rate) == (0.0, 0.0)

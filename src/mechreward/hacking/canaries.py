@@ -53,7 +53,8 @@ class Material:
     spam: tuple[str, ...]
 
     def answer(self, value: str) -> str:
-        return self.answer_format.format(answer=value)
+        # Not str.format: a format may have braces of its own, such as \boxed{{answer}}.
+        return self.answer_format.replace("{answer}", value)
 
 
 @dataclass(frozen=True)
