@@ -146,3 +146,11 @@ def test_row_fvu_against_a_loop(reward) -> None:
     everything = row_fvu(sae, h_BTD, mask_BT, 100)
     wrong = (h_BTD[0] - sae.decode(sae.encode(h_BTD[0]))).square().sum()
     assert everything[0].item() == pytest.approx((wrong / (h_BTD[0] - centre_D).square().sum()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("input_norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_where_no_feature_fires_all_is_unexplained(input_norm: str, reward) -> None:
+    silent_F = torch.full((reward.sae.d_sae,), -1e6)
+    sae = replace(reward.sae, input_norm=input_norm, b_enc_F=silent_F, b_dec_D=torch.arange(32.0) / 8)
+    h_BTD = 20 * torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)) + 3
+    assert row_fvu(sae, h_BTD, torch.ones(2, 5).bool(), 8).tolist() == pytest.approx([1.0, 1.0])
