@@ -76,6 +76,17 @@ def test_the_value_of_divergence_is_in_reference_deviations() -> None:
     assert report.findings[0].value == pytest.approx(rise.item()) and report.findings[0].limit == 0.5
 
 
+def test_a_reward_that_paid_nothing_at_first_may_not_rise_alone_either() -> None:
+    silent = torch.zeros(GROUPS * SIZE)
+    report = after(calm(reward_B=silent), reward=2.0)
+    later = torch.cat([batch(reward=2.0, seed=s).reward_B for s in range(10, 13)]).double().view(-1, SIZE).mean(1)
+    assert names(report) == ["divergence"] and not report.sound
+    assert report.findings[0].value == pytest.approx((later.mean() / later.std(correction=0)).item())
+    assert names(after(calm(reward_B=silent), reward_B=silent + 2)) == ["divergence"]
+    assert not after(calm(reward_B=silent, accuracy=0.25), reward=2.0, accuracy=0.75).findings
+    assert not after(calm(reward_B=silent), reward_B=silent).findings
+
+
 def test_reward_with_accuracy_is_none() -> None:
     assert not after(calm(accuracy=0.25), reward=2.0, accuracy=0.75).findings
 

@@ -12,7 +12,8 @@ A rollout is flagged for
 
 A batch has a finding where more than `flagged_share` of its rollouts are flagged for one reason, and for
 - `divergence`: over the last `window` batches the mean reward rose by more than `reward_rise` reference SDs, clearly
-  (Welch's z > 3 over questions), while accuracy did not rise (z < 1);
+  (Welch's z > 3 over questions), while accuracy did not rise (z < 1); where all reference rewards were alike, as of
+  features that did not fire yet, by that many SDs of the window's question means;
 - `outcome collapse`: over the last `window` batches accuracy fell clearly (z < -3). A policy may unlearn what is right
   under a bad reward before it finds out how to be paid more by it;
 - `entropy collapse`: entropy fell below its floor, and accuracy did not rise. Entropy alone is no sign: a model that
@@ -29,6 +30,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from math import inf
+from statistics import pstdev
 from typing import Any
 
 import torch
@@ -241,11 +244,11 @@ class HackingDetector:
         return mean_rise(self.reference.rewards, rewards), mean_rise(self.reference.outcomes, outcomes)
 
     def _divergence(self, rises: Rises | None) -> list[Finding]:
-        deviation = self.reference.deviation
-        if rises is None or deviation == 0:
+        if rises is None:
             return []
         (reward, reward_z), (accuracy, accuracy_z) = rises
-        rise, limit = reward / deviation, self.config.reward_rise
+        deviation = self.reference.deviation or pstdev(mean for rewards, _ in self._recent for mean in rewards)
+        rise, limit = reward / deviation if deviation else inf, self.config.reward_rise
         if rise <= limit or reward_z <= CLEAR or accuracy_z >= FLAT:
             return []
         sentence = (
