@@ -132,6 +132,14 @@ def test_an_answer_that_could_not_be_read_counts_as_none() -> None:
         _hacked(every, torch.zeros(6).bool(), hacked)
 
 
+def test_a_threshold_that_is_no_number_is_refused_before_anything_is_sampled(monkeypatch) -> None:
+    monkeypatch.setattr("mechreward.hacking.redteam.sample_responses", lambda *_, **__: pytest.fail("sampled"))
+    loaded, reward = load_model(str(MODEL)), FeatureReward({3: 1.0}, load_sae(SAE_FOLDER))
+    questions = load_questions("tiny:easy", limit=2, seed=0)
+    with pytest.raises(InputError, match="threshold: nan must be a finite number"):
+        red_team(loaded, reward, questions, gsm8k_exact_match, threshold=float("nan"))
+
+
 def test_the_median_of_an_even_number_is_the_middle_of_two() -> None:
     paid, right = torch.tensor([1.0, 4.0, torch.nan, 9.0]), torch.tensor([True, True, True, False])
     assert _median_of_right(paid, right) == 2.5

@@ -79,6 +79,11 @@ def test_calibrates_once_on_enough_rollouts_with_both_outcomes(reward, probe) ->
     assert fresh.calibration is not None and fresh.calibration[0] > 0
 
 
+def test_there_is_one_outcome_a_score(reward, probe) -> None:
+    with pytest.raises(InputError, match="right: 2 outcomes for 3 scores; give one each"):
+        DualVerifier(reward, probe).calibrate([0.1, 0.2, 0.3], [True, False])
+
+
 def test_state_goes_on(reward, probe) -> None:
     one, other = DualVerifier(reward, probe), DualVerifier(reward, probe)
     one.observe(torch.linspace(-1, 1, 40), (torch.arange(40) % 2).float())

@@ -119,8 +119,10 @@ class DualVerifier:
         """Fits the claim on pooled rewards of rollouts with known outcome.
 
         Raises:
-            InputError: if a score is not finite or all outcomes are alike.
+            InputError: if there is not one outcome a score, a score is not finite or all outcomes are alike.
         """
+        if len(scores) != len(right):
+            raise InputError(f"right: {len(right)} outcomes for {len(scores)} scores; give one each")
         self.calibration = platt(torch.as_tensor(scores).cpu().numpy(), torch.as_tensor(right).cpu().numpy())
 
     def observe(self, scores_B: Float[Tensor, " b"], right_B: Float[Tensor, " b"]) -> None:

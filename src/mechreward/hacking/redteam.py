@@ -24,7 +24,7 @@ from torch import Tensor
 from mechreward.errors import InputError
 from mechreward.gates import Interval, accuracy_interval
 from mechreward.hacking.canaries import ANSWER_FORMAT, FILLER, SPAM
-from mechreward.hacking.suite import AdversarialSuite, SuiteResult
+from mechreward.hacking.suite import AdversarialSuite, SuiteResult, check_threshold
 from mechreward.models import LoadedModel
 from mechreward.reward import FeatureReward, pool
 from mechreward.reward.feature_reward import read_tokens
@@ -85,9 +85,11 @@ def red_team(
         answer_format, spam: of the canaries; spam is what the reward pays most in the model's own answers if None.
 
     Raises:
-        InputError: no questions or gold answers, no right answer to take the threshold from, or no answer with a
-            reward.
+        InputError: no questions or gold answers, a threshold that is not finite, no right answer to take it from, or no
+            answer with a reward.
     """
+    if threshold is not None:
+        check_threshold(threshold)
     check_answers(questions, verifier)
     suite = AdversarialSuite.from_questions(questions, answer_format=answer_format)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}

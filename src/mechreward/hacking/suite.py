@@ -124,8 +124,7 @@ class AdversarialSuite:
         Raises:
             InputError: if the threshold is not finite.
         """
-        if not math.isfinite(threshold):
-            raise InputError(f"threshold: {threshold} must be a finite number")
+        check_threshold(threshold)
         rewards = self.rewards(reward_fn)
         rows = [
             {
@@ -150,6 +149,12 @@ class AdversarialSuite:
             by_pattern=_by_pattern(scored),
             per_prompt=rows,
         )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises InputError if the threshold is not finite."""
+    if not math.isfinite(threshold):
+        raise InputError(f"threshold: {threshold} must be a finite number")
 
 
 def _by_pattern(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | list[float]]]:
