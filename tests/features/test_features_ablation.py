@@ -157,6 +157,19 @@ def test_agreement_is_the_rank_correlation_of_both(policy: LoadedModel, random_s
     assert ablation_agreement(policy, sae, ROWS, TARGETS, n_features=40, seed=5).feature_ids != found.feature_ids
 
 
+def test_a_response_without_any_effect_has_no_rank_correlation(
+    policy: LoadedModel, random_sae: Callable[..., SAE]
+) -> None:
+    nothing = Target(2, 3, "logit", token=40, baseline=40)
+    sae, targets = random_sae("relu"), [TARGETS[0], nothing, TARGETS[2]]
+    found = ablation_agreement(policy, sae, ROWS, targets, n_features=40)
+    assert not found.attributed_RK[1].any() and not found.ablated_RK[1].any()
+    (batch,) = iter_attributions(policy, sae, ROWS, targets)
+    fires = batch.fires_BF[:, found.feature_ids].numpy()
+    each = [stats.spearmanr(found.attributed_RK[r][fires[r]], found.ablated_RK[r][fires[r]]).statistic for r in (0, 2)]
+    assert found.spearman_each == pytest.approx(np.median(each))
+
+
 def test_top_against_random_on_a_linear_toy(toy: LoadedModel, random_sae: Callable[..., SAE]) -> None:
     """There the drop is the sum of attributions, and with many draws the random drop is the mean of the others'."""
     sae, targets = random_sae("relu", layer=3), [Target(2, 4, "logit")] * 3

@@ -41,7 +41,8 @@ class Agreement:
     spearman: float
     """Rank correlation of the two sums."""
     spearman_each: float
-    """Median over responses of the rank correlation within one, over the features that fire in it."""
+    """Median over responses of the rank correlation within one, over the features that fire in it. Responses in which
+    either is the same for all of these have none and are left out; NaN if no response is left."""
     feature_ids: list[int]
     attributed_RK: Array
     ablated_RK: Array
@@ -158,7 +159,7 @@ def ablation_agreement(
     each = [
         stats.spearmanr(a[fires], b[fires]).statistic
         for a, b, fires in zip(attributed_RK, ablated_RK, fires_RF[:, ids], strict=True)
-        if fires.sum() > 2
+        if fires.sum() > 2 and np.ptp(a[fires]) > 0 and np.ptp(b[fires]) > 0
     ]
     both = stats.spearmanr(attributed_RK.sum(0), ablated_RK.sum(0)).statistic
     return Agreement(float(both), float(np.median(each)) if each else np.nan, ids, attributed_RK, ablated_RK)
