@@ -144,6 +144,8 @@ def test_words_are_spelt_whole(char_tokenizer: PreTrainedTokenizerFast) -> None:
         ({"context_before": 99, "context_after": 99}, "the windows take in every token"),
         ({"context_before": -1}, "-1 before and 3 after are not allowed"),
         ({"top_k": 0}, "top_k: 0 is not allowed"),
+        ({"entropy_alpha": -1.0}, "entropy_alpha: -1.0 is not allowed"),
+        ({"entropy_alpha": float("nan")}, "entropy_alpha: nan is not allowed"),
         ({"reasoning_samples": [(torch.zeros(3, 32), torch.zeros(4, dtype=torch.long))]}, "do not fit"),
         ({"reasoning_samples": [(torch.zeros(3, 16), torch.tensor([7, 1, 1]))]}, "the SAE reads width 32"),
     ],
@@ -264,6 +266,8 @@ def test_a_table_needs_words_and_questions(
         reasonscore_table(policy, random_sae("relu"), rows[:4], words=["I", "J"])
     with pytest.raises(InputError, match="but tiny has width 32"):
         reasonscore_table(policy, random_sae("relu", d=16), rows, words=["I", "J"])
+    with pytest.raises(InputError, match="entropy_alpha: -1.0 is not allowed"):
+        reasonscore_table(policy, random_sae("relu"), rows, words=["I", "J"], entropy_alpha=-1.0)
 
 
 def test_question_means_equal_scipy() -> None:

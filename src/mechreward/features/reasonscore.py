@@ -123,7 +123,7 @@ def compute_reasonscore(
         baseline_samples: more texts for the negative side, may be empty: the paper's own formula has none.
         reasoning_vocab: as `resolve_vocab_token_ids` makes it.
         context_before, context_after: tokens of a window before and after a word.
-        entropy_alpha: exponent of H.
+        entropy_alpha: exponent of H, 0 or more.
         top_k: return only so many.
         device: where the SAE works; by default where it is.
 
@@ -132,6 +132,7 @@ def compute_reasonscore(
     """
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k: {top_k} is not allowed; it must be at least 1")
+    check_alpha(entropy_alpha)
     windows = Windows(reasoning_vocab, context_before, context_after)
     sae = sae if device is None else sae.to(device)
     sums_RF, counts_R = np.zeros((WORDS + len(reasoning_vocab), sae.d_sae)), np.zeros(WORDS + len(reasoning_vocab))
@@ -185,6 +186,14 @@ def sample_sums(sae: SAE, h_TD: Float[Tensor, "t d"], rows_RT: Bool[Tensor, "r t
         piece = slice(start, start + TOKENS)
         sums_RF += weight_RT[:, piece] @ sae.encode(h_TD[piece])
     return sums_RF.cpu().numpy(), rows_RT.sum(1).double().cpu().numpy()
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises:
+    InputError: for an exponent with which features of a single word would come first, or none at all.
+    """
+    if not 0 <= alpha < float("inf"):
+        raise InputError(f"entropy_alpha: {alpha} is not allowed; it must be a finite number of 0 or more")
 
 
 def check_found(counts_R: Array) -> None:

@@ -21,6 +21,7 @@ from mechreward.features.reasonscore import (
     OUTSIDE,
     WORDS,
     Windows,
+    check_alpha,
     check_found,
     resolve_vocab_token_ids,
     sample_sums,
@@ -61,9 +62,10 @@ def reasonscore_table(
 
     Raises:
         InputError: if no word occurs, fewer than two questions have tokens inside and outside of windows, no question
-            has two answers, or the SAE does not fit the model.
+            has two answers, the SAE does not fit the model, or `entropy_alpha` is negative or not finite.
     """
     check_fit(loaded, sae)
+    check_alpha(entropy_alpha)
     windows = Windows(resolve_vocab_token_ids(loaded.tokenizer, words), context_before, context_after)
     sums = _Sums(WORDS + len(windows.vocabulary), sae.d_sae, halves, seed)
     for question in _questions(loaded, sae, responses, windows, batch_size):
