@@ -101,6 +101,7 @@ def test_columns_reach_every_component() -> None:
     [
         ({"rewards": []}, "rewards: the list is empty"),
         ({"rewards": [RIGHT], "weights": [1.0, 2.0]}, "weights: 2 for 1 rewards"),
+        ({"rewards": [RIGHT], "weights": [float("nan")]}, r"weights: \[nan\] are not allowed; each must"),
         ({"rewards": [RIGHT], "mode": "hero"}, "mode: 'hero' is not one of sum, bounded, stratified"),
         ({"rewards": [constant([0.0])], "mode": "bounded"}, "exactly one OutcomeReward, there are 0"),
         ({"rewards": [RIGHT, RIGHT], "mode": "bounded"}, "exactly one OutcomeReward, there are 2"),

@@ -75,3 +75,9 @@ def test_an_asynchronous_verifier_is_refused() -> None:
 
     with pytest.raises(InputError, match="is asynchronous, and would judge all answers right"):
         OutcomeReward(judge)
+
+
+@pytest.mark.parametrize("field", ["true_reward", "false_reward"])
+def test_rewards_are_finite(field: str) -> None:
+    with pytest.raises(InputError, match=f"{field}: nan is not allowed; it must be a finite number"):
+        OutcomeReward(lambda *_: True, **{field: float("nan")})

@@ -52,8 +52,8 @@ class CompositeReward:
             as one group, which joins two groups if the same prompt comes twice in a row.
 
     Raises:
-        InputError: no rewards, lengths that differ, unknown mode, bounds that overlap, or a mode without its one
-            outcome reward.
+        InputError: no rewards, lengths that differ, a weight that is not finite, unknown mode, bounds that overlap, or
+            a mode without its one outcome reward.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class CompositeReward:
         check_bounds(alpha, beta, num_generations)
         self.rewards = list(rewards)
         self.weights = [1.0] * len(rewards) if weights is None else [float(weight) for weight in weights]
+        if not all(map(math.isfinite, self.weights)):
+            raise InputError(f"weights: {self.weights} are not allowed; each must be a finite number")
         self.weighted = weights is not None
         self.mode = mode
         self.name = self.__name__ = name

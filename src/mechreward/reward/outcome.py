@@ -8,6 +8,7 @@ raises is raised: a broken verifier must stop a run, not score it.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class OutcomeReward:
         name: how trainers log it.
 
     Raises:
-        InputError: if the verifier cannot be called, or is asynchronous.
+        InputError: if the verifier cannot be called, or is asynchronous, or a reward is not finite.
     """
 
     def __init__(
@@ -40,6 +41,9 @@ class OutcomeReward:
             raise InputError(f"verifier: {verifier!r} cannot be called; give a function (prompt, completion, answer)")
         if is_async(verifier):
             raise InputError(f"verifier: {verifier!r} is asynchronous, and would judge all answers right; it must wait")
+        for field, value in (("true_reward", true_reward), ("false_reward", false_reward)):
+            if not math.isfinite(value):
+                raise InputError(f"{field}: {value} is not allowed; it must be a finite number")
         self.verifier = verifier
         self.true_reward = float(true_reward)
         self.false_reward = float(false_reward)
