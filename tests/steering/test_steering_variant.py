@@ -298,6 +298,14 @@ def test_a_prompt_of_closed_tokens_is_counted(llama, llama_sae) -> None:
     assert all(m.completion_ids == plain.completion_ids[: len(m.completion_ids)] for m in moments)
 
 
+def test_no_samples_are_refused_watched_or_not(llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae)
+    for _ in range(2):
+        with pytest.raises(InputError, match="n: 0 is too small; it must be at least 1"):
+            variant.generate([[9, 20]], n=0)
+        variant.abort_when(Feature(3) > 1.0, unit="raw")
+
+
 def test_each_token_of_a_prompt_is_told(llama, llama_sae) -> None:
     variant, row = Variant(llama, llama_sae), [9, 20, 31, 7, 40, 12, 33]
     fires = (variant.inspect(row).matrix() > 0.05).sum(0)

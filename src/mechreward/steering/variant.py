@@ -189,7 +189,7 @@ class Variant(Rulebook):
                     temperature=temperature,
                     top_p=top_p,
                     batch_size=batch_size,
-                    seed=seed + (samples[0] if self.watches else 0),
+                    seed=seed + (samples[0] if self.watches and samples else 0),
                     streamer=streamer,
                 )
             for i, responses in zip(part, grown, strict=True):
