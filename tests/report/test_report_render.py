@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
@@ -266,6 +267,13 @@ def test_a_run_that_just_began_names_every_missing_file(fake_run: FakeRun, tmp_p
 def test_what_was_run_is_all_there(parsed: _Page) -> None:
     for words in ("--config", "learning_rate 1e-05", "torch 2.13.0", "sae " + "ab12" * 16, "created 2026-03-04"):
         assert words in parsed.text, words
+
+
+def test_the_command_can_be_pasted_whatever_the_folder_is_called(fake_run: FakeRun, tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "my run's", steps=4)
+    (command,) = re.findall(r"<pre><code>(.*?)</code>", write_report(folder).read_text())
+    wanted = ["mechreward", "improve", "--config", str(folder / "config.yaml"), "--out", f"{folder}-again"]
+    assert shlex.split(unescape(command)) == wanted
 
 
 def test_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jinja2
@@ -57,7 +58,7 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run: Run) -> str:
     """The page of a run as text."""
     verb = "train" if run.is_given_pack else "improve"
-    command = f"mechreward {verb} --config {run.folder / 'config.yaml'} --out {run.folder}-again"
+    command = _again(f"mechreward {verb}", run.folder)
     return _page(
         "run",
         run.folder,
@@ -86,7 +87,7 @@ def render(run: Run) -> str:
 
 def render_study(study: Study) -> str:
     """The page of a study as text."""
-    command = f"mechreward gate --stage 2 --config {study.folder / 'config.yaml'} --out {study.folder}-again"
+    command = _again("mechreward gate --stage 2", study.folder)
     return _page(
         "study",
         study.folder,
@@ -99,6 +100,11 @@ def render_study(study: Study) -> str:
         survival_table=None if study.survival is None else survival_table(study.survival),
         **_provenance(study.config, study.manifest, command),
     )
+
+
+def _again(verb: str, folder: Path) -> str:
+    """The command that runs it again, as a shell takes it: a folder's name may hold spaces."""
+    return f"{verb} --config {quote(str(folder / 'config.yaml'))} --out {quote(f'{folder}-again')}"
 
 
 def _page(kind: str, folder: Path, **parts: Any) -> str:
