@@ -54,12 +54,22 @@ def test_a_folder_that_is_no_run_is_refused(content: str, tmp_path: Path) -> Non
         ("rollouts.parquet", "PAR1", "rollouts.parquet is not a readable Parquet file"),
         ("metrics.jsonl", '{"arm": "a"\n{}\n', "metrics.jsonl line 1 is not valid JSON"),
         ("metrics.jsonl", '{"arm": "a", "kind": "eval"}\n', "metrics.jsonl line 1 has no 'step'"),
+        ("metrics.jsonl", '["arm", "step", "kind"]\n', "metrics.jsonl line 1 holds list, where a JSON object"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl line 1 holds int, where a JSON object"),
     ],
 )
 def test_a_broken_file_is_named(file: str, content: str, words: str, fake_run: FakeRun, tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", steps=4)
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=words):
+        read_run(folder)
+
+
+def test_metrics_that_are_no_text_are_named(fake_run: FakeRun, tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", steps=4)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl is not text in UTF-8 \(byte \d+\)"):
         read_run(folder)
 
 

@@ -167,7 +167,11 @@ def _metrics(path: Path) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     rows = []
-    for index, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"run_dir: {path} is not text in UTF-8 (byte {error.start})") from error
+    for index, line in enumerate(text.splitlines(keepends=True), start=1):
         # A run killed while writing leaves a last line without its newline; the rows before it are whole.
         if not line.endswith("\n") or not line.strip():
             continue
@@ -175,6 +179,8 @@ def _metrics(path: Path) -> list[dict[str, Any]] | None:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"run_dir: {path} line {index} is not valid JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise InputError(f"run_dir: {path} line {index} holds {type(row).__name__}, where a JSON object is needed")
         absent = {"arm", "step", "kind"} - set(row)
         if absent:
             raise InputError(f"run_dir: {path} line {index} has no {sorted(absent)[0]!r}")
