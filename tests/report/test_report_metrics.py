@@ -52,6 +52,12 @@ def test_each_seed_is_a_line_of_its_own() -> None:
     ]  # fmt: skip
 
 
+def test_rows_without_a_seed_beside_some_with_one_are_a_line_too() -> None:
+    frame = pd.DataFrame({"arm": "a", "seed": [0, None, None], "step": [1, 1, 2], "kl": [1.0, 5.0, 6.0]})
+    assert thinned(frame, "kl")["value"].tolist() == [1.0, 5.0, 6.0]
+    assert thinned(frame[1:].assign(loss=[None, 2.0]), "loss")["value"].tolist() == [2.0]
+
+
 def test_a_long_line_is_thinned_in_the_order_of_its_steps() -> None:
     steps = [*range(600, 0, -1)]
     thin = thinned(pd.DataFrame({"arm": "a", "step": steps, "kl": [float(step) for step in steps]}), "kl")

@@ -52,7 +52,8 @@ def thinned(train: pd.DataFrame, column: str) -> pd.DataFrame:
     moving mean over a fifteenth of the line."""
     keys = ["arm"] + ["seed"] * ("seed" in train)
     frame = train[[*keys, "step", column]].rename(columns={column: "value"}).dropna(subset=["value"])
-    parts = [_thin_line(line) for _, line in frame.groupby(keys, sort=False)]
+    # Rows that name no seed, beside some that do, are a line too.
+    parts = [_thin_line(line) for _, line in frame.groupby(keys, sort=False, dropna=False)]
     return pd.concat(parts, ignore_index=True)
 
 
