@@ -149,6 +149,9 @@ def test_what_cannot_be_swept(variant: Variant) -> None:
             sweep(variant, 3, [1.0], protocol, controls=("prompt",), instruction=instruction)
     with pytest.raises(InputError, match="^prompts: 1 are given; intervals over prompts need at least 2$"):
         sweep(variant, 3, [1.0], replace(texts, prompts=["a"]), controls=())
+    for value in (float("nan"), 5.0, -0.5):
+        with pytest.raises(InputError, match=f"^score: it gave {value} for prompt 0; a behaviour goes from 0 to 1$"):
+            sweep(variant, 3, [1.0], replace(texts, score=lambda *_, value=value: value, max_new_tokens=2), controls=())
 
 
 def test_the_mean_change_is_one_of_the_tokens_that_the_edit_touches(variant: Variant) -> None:

@@ -113,7 +113,8 @@ def sweep(
         instruction: text put in front of each prompt for the control "prompt", which needs text prompts.
 
     Raises:
-        InputError: for no strengths or prompts, an unknown control, or a "prompt" control without an instruction.
+        InputError: for no strengths or prompts, an unknown control, a "prompt" control without an instruction, or a
+            score that is not from 0 to 1.
     """
     check_strengths(strengths, len(protocol.prompts))
     _check_controls(protocol, controls, instruction)
@@ -194,8 +195,15 @@ def _answer(variant: Variant, protocol: Protocol, prompts: Sequence[str] | None 
     )
     responses = [response for group in drawn for response in group]
     read = fluency(variant.loaded, responses)
-    behaviour = [float(protocol.score(int(response.question_id), response)) for response in responses]
+    behaviour = [_behaviour(protocol, response) for response in responses]
     return Answered(responses, behaviour, read.nll, read.repetition)
+
+
+def _behaviour(protocol: Protocol, response: Response) -> float:
+    value = float(protocol.score(int(response.question_id), response))
+    if not 0 <= value <= 1:
+        raise InputError(f"score: it gave {value} for prompt {response.question_id}; a behaviour goes from 0 to 1")
+    return value
 
 
 def _point(arm: str, strength: float, found: Answered, none: Answered, protocol: Protocol) -> Point:
