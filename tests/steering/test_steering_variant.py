@@ -369,6 +369,31 @@ def test_what_cannot_be_looked_at_is_one_sentence(variant) -> None:
             seen.matrix([feature])
     with pytest.raises(InputError, match="^among: '' holds no token"):
         variant.logits(IDS[0], among=["q", ""])
+    with pytest.raises(InputError, match="^prompt: it has no tokens"):
+        variant.logits([])
+    with pytest.raises(InputError, match="^top_k: 0 is too small; it must be at least 1$"):
+        variant.logits(IDS[0], top_k=0)
+
+
+def test_fewer_than_one_feature_is_refused_wherever_features_are_looked_for(llama, llama_sae) -> None:
+    variant = Variant(llama, llama_sae, labels={3: "sums", 4: " "})
+    (response,) = variant.generate([IDS[0]], max_new_tokens=3)[0]
+    for look in (
+        lambda k: variant.search("sums", k),
+        lambda k: variant.rerank([3], "sums", k),
+        lambda k: variant.neighbors(3, k),
+        lambda k: variant.contrast(IDS, IDS[::-1], k),
+        lambda k: variant.attribute(response, 1, k=k),
+    ):
+        for k in (0, -1):
+            with pytest.raises(InputError, match=f"^k: {k} is too small; it must be at least 1$"):
+                look(k)
+        look(1)
+    with pytest.raises(InputError, match="^labels: there are none to search"):
+        variant.rerank([4], "sums")
+
+
+def test_texts_without_tokens_are_not_looked_at(variant) -> None:
     with pytest.raises(InputError, match="^text: it has no tokens"):
         variant.inspect([])
     for by in ("frequency", "max"):

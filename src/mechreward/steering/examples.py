@@ -26,7 +26,7 @@ from torch import Tensor
 from mechreward.errors import InputError
 from mechreward.gates import welch
 from mechreward.models import LoadedModel, read_residuals
-from mechreward.steering.features import FeatureGroup
+from mechreward.steering.features import FeatureGroup, check_k
 from mechreward.steering.variant import Text, Variant
 
 PENALTIES = np.logspace(-3, 2, 16)
@@ -50,8 +50,9 @@ def contrast(variant: Variant, first: Sequence[Text], second: Sequence[Text], k:
     """The `k` features of largest |t| on either side.
 
     Raises:
-        InputError: if a set has fewer than two texts.
+        InputError: if a set has fewer than two texts, or k is below 1.
     """
+    check_k(k)
     for name, texts in (("first", first), ("second", second)):
         if len(texts) < 2:
             raise InputError(f"{name}: {len(texts)} texts are given; a spread needs at least 2")

@@ -124,6 +124,12 @@ def strengths(named: Strength, value: Number | None, d_sae: int) -> dict[int, fl
     return found
 
 
+def check_k(k: int) -> None:
+    """Raises InputError if fewer than one of something is asked for."""
+    if k < 1:
+        raise InputError(f"k: {k} is too small; it must be at least 1")
+
+
 def _compare(left: Feature, op: str, right: Number | Feature) -> Comparison:
     if isinstance(right, Feature):
         return Comparison(Scaled(left.id), op, Scaled(right.id))

@@ -19,7 +19,7 @@ from scipy import sparse
 from mechreward.errors import InputError
 from mechreward.models import LoadedModel, norm_outliers, read_residuals
 from mechreward.sae import SAE
-from mechreward.steering.features import Feature, FeatureGroup, feature_ids
+from mechreward.steering.features import Feature, FeatureGroup, check_k, feature_ids
 from mechreward.steering.hook import closed_ids
 
 By = Literal["frequency", "mean", "max", "sum"]
@@ -56,7 +56,7 @@ class Inspection:
         """
         if by not in get_args(By):
             raise InputError(f"by: {by!r} is not known; use one of {', '.join(get_args(By))}")
-        _check_k(k)
+        check_k(k)
         acts = self.counted().tocsc()
         acts = acts.multiply(acts > threshold).tocsc()
         total_F = np.asarray(acts.sum(0)).ravel()
@@ -77,7 +77,7 @@ class Inspection:
         """
         if not 0 <= token < len(self.tokens):
             raise InputError(f"token: {token} is out of range; the text has tokens 0 to {len(self.tokens) - 1}")
-        _check_k(k)
+        check_k(k)
         row_F = self.acts_TF[[token]].toarray().ravel()
         order = np.lexsort((np.arange(len(row_F)), -row_F))[:k]
         return [Fired(self._feature(f), float(row_F[f])) for f in order.tolist() if row_F[f] > 0]
@@ -135,8 +135,3 @@ def inspect_ids(loaded: LoadedModel, sae: SAE, ids: Sequence[int], labels: dict[
     open_BT = torch.tensor([[token not in closed for token in ids]], device=h_BTD.device)
     counted_T = norm_outliers(h_BTD, open_BT)[0].cpu().numpy()
     return Inspection(tokens, sparse.vstack(pieces, format="csr"), counted_T, labels)
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise InputError(f"k: {k} is too small; it must be at least 1")

@@ -21,7 +21,7 @@ from mechreward.errors import InputError
 from mechreward.models import LoadedModel, iter_residuals, norm_outliers
 from mechreward.rollout import Response
 from mechreward.sae import SAE
-from mechreward.steering.features import Feature, FeatureGroup
+from mechreward.steering.features import Feature, FeatureGroup, check_k
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Labels:
             among: search these only; None searches all labels.
 
         Raises:
-            InputError: if there are no labels to search, or the query is empty.
+            InputError: if there are no labels to search, the query is empty, or k is below 1.
         """
-        ids = [feature for feature in (self.texts if among is None else among) if self.texts.get(feature)]
+        check_k(k)
+        ids = [feature for feature in (self.texts if among is None else among) if self.texts.get(feature, "").strip()]
         if not ids:
             raise InputError("labels: there are none to search; give labels to the Variant, or make some: token_labels")
         if not query.strip():
@@ -60,8 +61,9 @@ def neighbours(sae: SAE, features: Sequence[int], k: int, acts_TF: sparse.csr_ar
         acts_TF: compare when features fire, by the cosine of these activations over tokens; None compares decoder rows.
 
     Raises:
-        InputError: if the features fire on none of the tokens.
+        InputError: if the features fire on none of the tokens, or k is below 1.
     """
+    check_k(k)
     if acts_TF is None:
         rows_FD = torch.nn.functional.normalize(sae.W_dec_FD, dim=-1)
         score_F = (rows_FD @ rows_FD[list(features)].mean(0)).cpu().numpy().astype(np.float64)

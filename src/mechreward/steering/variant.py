@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from mechreward.errors import InputError
+from mechreward.errors import InputError, named
 from mechreward.models import LoadedModel, check_layer, d_model, eval_mode, unwrap
 from mechreward.rollout import Response, check_streamer, continue_responses, eos_ids
 from mechreward.sae import SAE
 from mechreward.steering.conditions import Condition
 from mechreward.steering.edits import check_known
-from mechreward.steering.features import Feature, FeatureGroup, Named, feature_ids
+from mechreward.steering.features import Feature, FeatureGroup, Named, check_k, feature_ids
 from mechreward.steering.hook import Editor, Prefixes, closed_ids, unnested
 from mechreward.steering.inspection import Fired, Inspection, inspect_ids
 from mechreward.steering.labels import Labels, neighbours
@@ -216,14 +216,18 @@ class Variant(Rulebook):
         begin with.
 
         Raises:
-            InputError: if a text in `among` holds no token.
+            InputError: if a text in `among` or the prompt holds no token, or `top_k` is below 1.
         """
-        tokenizer = self.loaded.tokenizer
+        tokenizer, row = self.loaded.tokenizer, self.ids(prompt)
+        if not row:
+            raise InputError("prompt: it has no tokens; give at least one")
+        with named(k="top_k"):
+            check_k(top_k)
         first = {text: self._first_token(text) for text in among or ()}
-        ids = torch.tensor([self.ids(prompt)], device=unwrap(self.loaded.model).device)
+        ids = torch.tensor([row], device=unwrap(self.loaded.model).device)
         with (
             eval_mode(unwrap(self.loaded.model)),
-            self.steered([ids[0].tolist()] if self.where == "completion" else None),
+            self.steered([row] if self.where == "completion" else None),
         ):
             logits_V = unwrap(self.loaded.model)(input_ids=ids, use_cache=False).logits[0, -1].float()
         if among is not None:
@@ -268,8 +272,9 @@ class Variant(Rulebook):
         gradient x activation for their log-probability, in nats, on the unsteered model (`features.attribution`).
 
         Raises:
-            InputError: as `features.iter_attributions`.
+            InputError: as `features.iter_attributions`, or if k is below 1.
         """
+        check_k(k)
         from mechreward.features.attribution import iter_attributions
         from mechreward.features.targets import Target
 
