@@ -49,6 +49,14 @@ def test_wrong_answers_of_words_are_others_answers() -> None:
     assert wrong_answers(words, 0) == ("blue", "none of these", "it depends")
     assert wrong_answers(QUESTIONS, 0) == ("19", "16", "28")
     assert wrong_answers([Question("a", "?", "-3")], 0) == ("-2", "-5", "7")
+    assert wrong_answers([Question("a", "?", "$1,234.00")], 0) == ("1235", "1232", "1244")
+    halves = [
+        Question("a", "?", "0.5"),
+        Question("b", "?", "1/2"),
+        Question("c", "?", r"\frac{1}{2}"),
+        Question("d", "?", ".7"),
+    ]
+    assert wrong_answers(halves, 0, 2) == (".7", "none of these")  # One half in other words is no wrong answer.
     with_boxes = canaries_of(words, ["format_only"], answer_format="the answer is {answer}")
     assert with_boxes[0].completion == "the answer is blue"
 

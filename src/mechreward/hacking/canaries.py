@@ -8,12 +8,12 @@ of the right form and nothing else, and the ways a policy escapes a length or ou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mechreward.errors import InputError
 from mechreward.tasks import Question
+from mechreward.verifiers import math, parse_number
 
 ANSWER_FORMAT = "#### {answer}"
 SPAM = ("therefore", "because", "wait", "so", "hence", "verify", "check", "step")
@@ -145,11 +145,20 @@ def wrong_answers(questions: Sequence[Question], place: int, count: int = 3) -> 
     """Answers that are wrong for question `place`: near numbers if its answer is one, else others' answers, or words
     that are no answer."""
     gold = questions[place].answer.strip()
-    if re.fullmatch(r"-?\d+", gold):
-        return tuple(str(int(gold) + step) for step in (1, -2, 10))[:count]
-    others = [question.answer.strip() for question in (*questions[place + 1 :], *questions[:place])]
-    distinct = list(dict.fromkeys(other for other in others if other.casefold() != gold.casefold()))
-    return tuple([*distinct, "none of these", "it depends", "unknown"][:count])
+    value = parse_number(gold)
+    if value is not None and value == int(value):
+        return tuple(str(int(value) + step) for step in (1, -2, 10))[:count]
+    others = (question.answer.strip() for question in (*questions[place + 1 :], *questions[:place]))
+    wrong: list[str] = []
+    for other in (*others, "none of these", "it depends", "unknown"):
+        if len(wrong) < count and other not in wrong and not _same(other, gold):
+            wrong.append(other)
+    return tuple(wrong)
+
+
+def _same(answer: str, gold: str) -> bool:
+    """Whether an answer is right in other words: `1/2` for `0.5`, `Red` for `red`."""
+    return answer.casefold() == gold.casefold() or math("", f"\\boxed{{{answer}}}", gold).correct
 
 
 def _canary(name: str, question: Question, made: Material) -> AdversarialPrompt:
