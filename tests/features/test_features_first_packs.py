@@ -169,6 +169,19 @@ def test_from_pack_takes_the_geometry_from_the_sae(tmp_path: Path) -> None:
     assert reward.pack.sae.d_sae == 4 and reward.feature_ids() == [3, 1]
 
 
+@pytest.mark.parametrize(("field", "other"), [("release", "another"), ("sae_id", "t")])
+def test_an_sae_that_the_pack_does_not_name_is_refused(tmp_path: Path, field: str, other: str) -> None:
+    (tmp_path / "first.json").write_text(json.dumps(first()))
+    stranger = sae_of()
+    stranger = replace(stranger, meta=replace(stranger.meta, **{field: other}))
+    with pytest.raises(InputError, match=f"an SAE with {field} ., this one has {other}$"):
+        FeatureReward.from_pack(tmp_path / "first.json", stranger)
+    # A pack that names none takes the one that it is given.
+    (tmp_path / "first.json").write_text(json.dumps(first(release=None, sae_id=None)))
+    reward = FeatureReward.from_pack(tmp_path / "first.json", stranger)
+    assert reward.pack.sae.weights_hash == stranger.weights_hash
+
+
 def test_validation_is_reported_and_no_gate(tmp_path: Path) -> None:
     figures = {
         "n_questions": 100, "n_correct": 89, "discovery_n": 50, "spearman_rho": 0.54, "spearman_p": 0.0,

@@ -63,7 +63,10 @@ def from_first(record: Mapping[str, Any], sae: SAE | None, source: str) -> dict[
     reference = {name: record.get(name, "") for name in ("release", "sae_id")}
     ours: dict[str, Any] = {name: record[name] for name in ("name", "version", "description") if name in record}
     ours["model_name"] = record.get("model_name", "")
-    ours["sae"] = reference | _geometry(metadata, sae, source) | {"weights_hash": sae.weights_hash if sae else None}
+    # Of the SAE it names alone: the hash of another one would make the pack that one's.
+    named = sae is not None and all(told in ("", getattr(sae.meta, name)) for name, told in reference.items())
+    weights_hash = sae.weights_hash if sae is not None and named else None
+    ours["sae"] = reference | _geometry(metadata, sae, source) | {"weights_hash": weights_hash}
     ours["features"] = _features(record, reference, source)
     if "validation" in record:
         ours["reported"] = _reported(_mapping(record, "validation", source), source)
