@@ -194,6 +194,24 @@ def test_tuning_takes_the_best_candidate(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads((tmp_path / "tuning.json").read_text())["outcome"]["tried"] == 2
 
 
+def test_what_tuning_chose_is_kept_when_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashes = {1e-3}
+
+    def trial(_: StudyConfig, __: Path, path: Path, arm: str, seed: int, c: Candidate, ___: bool) -> None:
+        if c.learning_rate not in crashes:
+            path.parent.mkdir(exist_ok=True)
+            record = {"arm": arm, "seed": seed, "evaluations": [{"step": 1, "correct": {"q": 100 * c.learning_rate}}]}
+            path.write_text(json.dumps(record))
+
+    monkeypatch.setattr(room, "run_jobs", here)
+    monkeypatch.setattr(room, "run_arm", trial)
+    setting = config(tmp_path, learning_rates=(1e-3, 1e-4))
+    first = room.tune(setting, tmp_path, room.silent)
+    assert first == {"outcome": (1e-4, 0.0), "sae": (1e-4, 0.3)}
+    crashes.clear()
+    assert room.tune(setting, tmp_path, room.silent) == first
+
+
 def test_the_study_says_what_crashed(tmp_path: Path) -> None:
     setting = config(tmp_path, seeds=(0, 1))
     for arm, seed in (("outcome", 0), ("outcome", 1), ("sae", 1)):

@@ -208,9 +208,15 @@ def load_reward(config: StudyConfig, inputs: Inputs[StudyConfig], folder: Path, 
 def tune(config: StudyConfig, folder: Path, progress: StageProgress) -> dict[str, Candidate]:
     """Each arm's best candidate by mean final accuracy over the tuning seeds; of equal ones the first.
 
+    Chosen once: a crashed trial that came to an end when the study goes on could turn the choice, and an arm's later
+    seeds would be trained with other settings than its first ones.
+
     Raises:
         InputError: if every trial of an arm crashed.
     """
+    path = folder / "tuning.json"
+    if path.exists():
+        return {arm: Candidate(one["learning_rate"], one["dense_weight"]) for arm, one in read_json(path).items()}
     tried = {arm: config.candidates(arm) for arm in config.arms}
     trials = {
         (arm, place, seed): run_job(config, folder, arm, seed, candidate, f"-{place}")
@@ -230,7 +236,7 @@ def tune(config: StudyConfig, folder: Path, progress: StageProgress) -> dict[str
         if max(scores) < 0:
             raise InputError(f"arms: no trial of {arm} came to an end; its logs are in {folder / 'trials'}")
         chosen[arm] = candidates[scores.index(max(scores))]
-    write_json(folder / "tuning.json", {arm: {**c._asdict(), "tried": len(tried[arm])} for arm, c in chosen.items()})
+    write_json(path, {arm: {**c._asdict(), "tried": len(tried[arm])} for arm, c in chosen.items()})
     return chosen
 
 
