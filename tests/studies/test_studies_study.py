@@ -194,6 +194,23 @@ def test_tuning_takes_the_best_candidate(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads((tmp_path / "tuning.json").read_text())["outcome"]["tried"] == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seeds": (0, -1)}, "^seed: -1 is out of range"),
+        ({"tune_seeds": (2**32,)}, "^seed: 4294967296 is out of range"),
+        ({"limit": 2, "known": 0.5}, "^questions: one of them is KNOWN, and discovery and Gate 1 need one each"),
+        ({"survival": True, "probe": "none"}, "^probe: none is neither a file"),
+    ],
+)
+def test_what_no_run_could_be_made_of_is_found_before_anything_is_written(
+    change: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        run_study(config(tmp_path / "s", **change))
+    assert not (tmp_path / "s").exists()
+
+
 def test_what_tuning_chose_is_kept_when_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashes = {1e-3}
 
@@ -270,12 +287,13 @@ def test_runs_are_started_seed_by_seed_with_what_tuning_chose(tmp_path: Path, mo
             on_done(job)
         return {"outcome-4": "ValueError: no"}
 
-    pack = load_pack("tiny/reasoning_pack")
+    inputs = prepare(setting)
     for name, fake in (
-        ("prepare", lambda _: None), ("open_folder", lambda _: tmp_path), ("share", lambda *_: None),
-        ("start", lambda *_: None), ("tune", lambda *_: chosen), ("run_jobs", runs), ("load_pack", lambda _: pack),
-        ("read_start", lambda _: Evaluation(step=0, correct={"q": 0.5})),
-        ("check_measurable", lambda _config, layer, start: asked.append((layer, start.step))),
+        ("prepare", lambda _: inputs), ("open_folder", lambda _: tmp_path), ("tune", lambda *_: chosen),
+        ("share", lambda *_: asked.append("share")), ("start", lambda *_: None), ("run_jobs", runs),
+        ("read_start", lambda _: Evaluation(step=7, correct={"q": 0.5})),
+        ("check_measurable", lambda _config, given: asked.append(given)),
+        ("check_some_right", lambda start: asked.append(start.step)),
     ):  # fmt: skip
         monkeypatch.setattr(room, name, fake)
     (tmp_path / "runs").mkdir()
@@ -286,7 +304,9 @@ def test_runs_are_started_seed_by_seed_with_what_tuning_chose(tmp_path: Path, mo
     candidates = [("outcome", 4, chosen["outcome"], False), ("sae", 4, chosen["sae"], False)]
     candidates += [("outcome", 2, chosen["outcome"], False), ("sae", 2, chosen["sae"], False)]
     assert asked == [
-        (pack.sae.layer, 0),
+        inputs,
+        "share",
+        7,
         (3, [(f"{arm}-{seed}", (arm, seed, *rest)) for arm, seed, *rest in candidates]),
     ]
     assert bar.counts == [1, 1, 1, 1] and bar.title == "train 4 runs"

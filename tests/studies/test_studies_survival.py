@@ -15,14 +15,22 @@ from mechreward.gates import Answer, Evaluation, Survival
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs, prepare
 from mechreward.models import LoadedModel, iter_residuals, load_model, norm_outliers
-from mechreward.probes import load_probe, save_probe
+from mechreward.probes import LinearProbe, load_probe, save_probe
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import read_tokens
 from mechreward.stages import verified
 from mechreward.studies import survival as room
 from mechreward.studies.capability import Score
 from mechreward.studies.config import make_study
-from mechreward.studies.survival import PROBE, check_measurable, load_held_out, measure, paid_canaries, read_answers
+from mechreward.studies.survival import (
+    PROBE,
+    check_measurable,
+    check_some_right,
+    load_held_out,
+    measure,
+    paid_canaries,
+    read_answers,
+)
 from mechreward.tiny import MODEL
 
 SMALL = {"questions": "tiny:easy", "limit": 12, "known": 0.5, "eval_samples": 2, "max_new_tokens": 60, "seeds": (0,)}
@@ -99,19 +107,27 @@ def test_the_probe_is_of_another_block(reward: FeatureReward, tmp_path: Path) ->
     assert load_held_out(make_study(**(SMALL | {"model": "other"})), reward.layer) is None
 
 
-def test_what_could_not_be_measured_is_found_before_training(reward: FeatureReward, tmp_path: Path) -> None:
-    right, wrong = (Evaluation(step=0, correct={"a": share, "b": 0.0}) for share in (0.5, 0.0))
-    panel = {"panel": ("tiny:easy",)}
-    assert check_measurable(make_study(**(SMALL | panel)), reward.layer, right) is None
-    for change, start, sentence in (
-        ({"probe": str(tmp_path / "none.safetensors")}, right, "^probe: .*none is neither a file"),
-        ({"panel": ("tiny:easy", "tiny:hard")}, right, "^panel: .*tiny:hard"),
-        (panel, wrong, "^questions: the starting model has no answer right"),
+def test_what_could_not_be_measured_is_found_before_anything_is_sampled(inputs: Inputs, tmp_path: Path) -> None:
+    assert check_measurable(make_study(**SMALL, panel=("tiny:easy",)), inputs) is None
+    narrow, deep = (str(tmp_path / f"{name}.safetensors") for name in ("narrow", "deep"))
+    save_probe(LinearProbe(torch.ones(5), 0.0, 5, "narrow", layer=3), narrow)
+    save_probe(replace(load_probe(PROBE), layer=99), deep)
+    for change, sentence in (
+        ({"probe": str(tmp_path / "none.safetensors")}, "^probe: .*none is neither a file"),
+        ({"probe": narrow}, "^probe: narrow reads width 5, but tiny has 128$"),
+        ({"probe": deep}, "^probe: 99 is out of range; the model has blocks 0 to "),
+        ({"panel": ("tiny:easy", "tiny:hard")}, "^panel: .*tiny:hard"),
     ):
         with pytest.raises(InputError, match=sentence):
-            check_measurable(make_study(**(SMALL | change)), reward.layer, start)
+            check_measurable(make_study(**(SMALL | change)), inputs)
     with pytest.raises(InputError, match="it must be another one"):
-        check_measurable(make_study(**SMALL), load_probe(PROBE).layer, right)
+        check_measurable(make_study(**SMALL), replace(inputs, layer=load_probe(PROBE).layer))
+
+
+def test_a_start_without_a_right_answer_is_found_before_training() -> None:
+    check_some_right(Evaluation(step=0, correct={"a": 0.5, "b": 0.0}))
+    with pytest.raises(InputError, match="^questions: the starting model has no answer right"):
+        check_some_right(Evaluation(step=0, correct={"a": 0.0, "b": 0.0}))
 
 
 def test_ends_of_steps_are_those_of_the_text(inputs: Inputs, reward: FeatureReward) -> None:

@@ -41,7 +41,7 @@ from mechreward.stages import StageProgress, grpo_options, silent, verified
 from mechreward.studies.config import Candidate, StudyConfig, credit_of, kind_of
 from mechreward.studies.jobs import Job, run_jobs
 from mechreward.studies.rewards import arm_reward
-from mechreward.studies.survival import check_measurable, measure
+from mechreward.studies.survival import check_measurable, check_some_right, measure
 from mechreward.tasks import Question, QuestionSplit, save_questions, split_questions
 from mechreward.training import DenseConfig, train_arm
 
@@ -55,12 +55,18 @@ def run_study(config: StudyConfig, progress: StageProgress = silent) -> StudyRes
     Raises:
         InputError: bad input, or a pack that did not pass Gate 1 without `ungated`.
     """
+    for seed in (*config.tune_seeds, *config.seeds):
+        grpo_options(config.model_copy(update={"seed": seed}))
     inputs = prepare(config)
+    if len(inputs.split.known) < 2:
+        raise InputError("questions: one of them is KNOWN, and discovery and Gate 1 need one each; give more")
+    if config.survival:
+        check_measurable(config, inputs)
     folder = open_folder(inputs)
     share(inputs, folder, progress)
     start(inputs, folder, progress)
     if config.survival:
-        check_measurable(config, load_pack(folder / "pack.json").sae.layer, read_start(folder))
+        check_some_right(read_start(folder))
     chosen = tune(config, folder, progress)
     jobs = [run_job(config, folder, arm, seed, chosen[arm]) for seed in config.seeds for arm in config.arms]
     errors = _run(jobs, config, progress, f"train {len(jobs)} runs")

@@ -18,7 +18,7 @@ from mechreward.errors import InputError, named
 from mechreward.gates import Answer, Canaries, Evaluation, Survival, question_means
 from mechreward.hacking import AdversarialSuite
 from mechreward.inputs import Inputs
-from mechreward.models import LoadedModel, iter_residuals, norm_outliers
+from mechreward.models import LoadedModel, check_layer, d_model, iter_residuals, norm_outliers
 from mechreward.probes import LinearProbe, load_probe
 from mechreward.reward import FeatureReward, pool
 from mechreward.reward.feature_reward import read_tokens
@@ -88,16 +88,28 @@ def load_held_out(config: StudyConfig, reward_layer: int) -> LinearProbe | None:
     return probe
 
 
-def check_measurable(config: StudyConfig, reward_layer: int, start: Evaluation) -> None:
-    """Checks what `measure` will ask for, before a run is trained that it could not measure.
+def check_measurable(config: StudyConfig, inputs: Inputs[StudyConfig]) -> None:
+    """Checks what `measure` will ask for, before anything is sampled for a study that it could not measure.
 
     Raises:
-        InputError: as `measure`, and for a source of the panel that cannot be loaded.
+        InputError: for a probe that cannot be loaded, or reads the reward's own block, one that the model has not, or
+            states of another width; and for a source of the panel that cannot be loaded.
     """
-    load_held_out(config, reward_layer)
+    probe, model = load_held_out(config, inputs.layer), inputs.loaded.model
+    if probe is not None and probe.layer is not None:
+        with named(layer="probe"):
+            check_layer(model, probe.layer)
+        if probe.d_model != d_model(model):
+            raise InputError(
+                f"probe: {probe.name} reads width {probe.d_model}, but {config.model} has {d_model(model)}"
+            )
     for source in config.panel:
         with named(source="panel"):
             load_questions(source, limit=1, seed=config.seed, prompt_format=config.prompt_format)
+
+
+def check_some_right(start: Evaluation) -> None:
+    """Raises InputError where no answer of the starting model is right, before a run is trained."""
     if not any(start.correct.values()):
         raise InputError(NO_RIGHT_ANSWER)
 
