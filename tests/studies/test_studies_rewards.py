@@ -83,6 +83,10 @@ def test_noise_depends_on_the_row_alone() -> None:
     moved = h_BTD.clone()
     moved[0, 4] += 1
     assert torch.equal(noise_score(h_BTD, mask_BT), noise_score(moved, mask_BT)), "masked states do not count"
+    long_BTD, long_BT = states(2, (1, 40, 4)), torch.ones(1, 40, dtype=torch.bool)
+    long_BT[0, 20:] = False
+    alone = noise_score(long_BTD[:, :20], long_BT[:, :20])
+    assert torch.equal(noise_score(long_BTD, long_BT)[:, :20], alone), "nor does how wide a batch is padded"
 
 
 def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:

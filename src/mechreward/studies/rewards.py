@@ -109,7 +109,9 @@ def noise_score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     for h_TD, mask_T in zip(h_BTD, mask_BT, strict=True):
         digest = sha256_bytes(h_TD[mask_T].float().cpu().contiguous().numpy().tobytes())
         generator = torch.Generator().manual_seed(int(digest[:15], 16))
-        rows.append(torch.randn(mask_T.shape, generator=generator).to(h_BTD.device))
+        # As many as there are tokens: what randn draws depends on how many it is asked for, here on the padding.
+        drawn_N = torch.randn(int(mask_T.sum()), generator=generator).to(h_BTD.device)
+        rows.append(torch.zeros(mask_T.shape, device=h_BTD.device).masked_scatter(mask_T, drawn_N))
     return torch.stack(rows)
 
 
