@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from mechreward.errors import InputError
 from mechreward.features import ContrastTable, FeaturePack, PackFeature, sae_ref
@@ -32,6 +39,11 @@ from mechreward.studies.rewards import (
     shuffled_pack,
 )
 
+SHAPE = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32, "eos_token_id": 1, "bos_token_id": 0,
+    "pad_token_id": 2,
+}  # fmt: skip
 META = SAEMeta(release="r", sae_id="i", layer=1, model_name="m", hook_name="model.layers.1")
 
 
@@ -110,6 +122,25 @@ def test_certainty_is_the_divergence_from_uniform(
     reward.check_model(tiny_llama)
     paid_BT, readable_BT = reward.score_tokens(batch.h_BTD, batch.mask_BT)
     torch.testing.assert_close(paid_BT[readable_BT], certainty_BT[readable_BT])
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_certainty_is_that_of_capped_logits(cap: float | None) -> None:
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**SHAPE, query_pre_attn_scalar=8, final_logit_softcapping=cap)).eval()
+    model.lm_head.weight.data.normal_()
+    [batch] = iter_residuals(model, [[5, 6, 7]], [[8, 9, 10, 11]], 1)
+    with torch.no_grad():
+        p_TV = model(torch.arange(5, 12)[None]).logits[0, 3:].softmax(-1)
+        found_T = certainty_score(model)(batch.h_BTD, batch.mask_BT)[0]
+    wanted_T = (1 / 32 * (1 / 32 / p_TV).log()).sum(-1)
+    torch.testing.assert_close(found_T, wanted_T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_has_no_certainty() -> None:
+    model = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0)).eval()
+    with pytest.raises(InputError, match="^certainty: GraniteForCausalLM does more to its logits than norm and head"):
+        certainty_score(model)
 
 
 def test_length_and_noise_need_no_last_norm(

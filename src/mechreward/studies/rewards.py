@@ -34,7 +34,18 @@ from mechreward.features.crossfit import PENALTY, centred
 from mechreward.files import sha256_bytes
 from mechreward.gates import read_scores
 from mechreward.gates.dense import raw_direction
-from mechreward.models import LoadedModel, block_name, d_model, find_blocks, find_final_norm, norm_outliers, unwrap
+from mechreward.models import (
+    LoadedModel,
+    block_name,
+    capture_blocks,
+    d_model,
+    eval_mode,
+    find_final_norm,
+    n_blocks,
+    norm_outliers,
+    text_config,
+    unwrap,
+)
 from mechreward.reward import FeatureReward
 from mechreward.reward.feature_reward import TokenRewards
 from mechreward.rollout import Response
@@ -44,6 +55,8 @@ from mechreward.studies.config import Kind
 Array = NDArray[np.float64]
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """From h_BTD and mask_BT to r_BT."""
+SAME_LOGITS = 0.05
+"""How far logits made in half precision may lie from the model's own, as a share of the largest."""
 
 
 def direction_sae(weight_D: Array, bias: float, meta: SAEMeta) -> SAE:
@@ -116,14 +129,29 @@ def noise_score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def certainty_score(model: Any) -> Scorer:
-    """KL(uniform || p) in nats of the next-token distribution of each last-block state, by the model's own head."""
-    inner, norm = unwrap(model), find_final_norm(model)
+    """KL(uniform || p) in nats of the next-token distribution of each last-block state, by the model's own head.
 
-    def score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: ARG001 (all scorers take the mask)
+    Raises:
+        InputError: if the model's logits are more than norm, head and a soft cap make of that state (Granite, Cohere).
+    """
+    inner, norm = unwrap(model), find_final_norm(model)
+    cap = text_config(model).to_dict().get("final_logit_softcapping")  # of Gemma's configurations alone
+
+    def logits_of(h_BTD: Tensor) -> Tensor:
         head = inner.get_output_embeddings()
         logits_BTV = head(norm(h_BTD.to(head.weight.dtype))).float()
+        return logits_BTV if cap is None else cap * (logits_BTV / cap).tanh()
+
+    def score(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: ARG001 (all scorers take the mask)
+        logits_BTV = logits_of(h_BTD)
         return -logits_BTV.log_softmax(-1).mean(-1) - float(np.log(logits_BTV.shape[-1]))
 
+    last = n_blocks(model) - 1
+    with eval_mode(inner), capture_blocks(model, [last], stop=False) as states:
+        own_BTV = inner(torch.arange(4, device=inner.device)[None], use_cache=False).logits.float()
+        apart = (logits_of(states[last]) - own_BTV).abs().max()
+    if apart > SAME_LOGITS * own_BTV.abs().max():
+        raise InputError(f"certainty: {type(inner).__name__} does more to its logits than norm and head; leave it out")
     return score
 
 
@@ -131,7 +159,7 @@ def control_reward(kind: Kind, loaded: LoadedModel, layer: int) -> FeatureReward
     """The reward of `length`, `noise` or `certainty`; the last one reads the last block of the model in training."""
     score: Scorer
     if kind == "certainty":
-        score, block = certainty_score(loaded.model), len(find_blocks(loaded.model)) - 1
+        score, block = certainty_score(loaded.model), n_blocks(loaded.model) - 1
     else:
         score, block = length_score if kind == "length" else noise_score, layer
     return ControlReward(
