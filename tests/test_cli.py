@@ -144,11 +144,11 @@ def test_paths_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from mechreward.cli.options import parse_settings
     from mechreward.config import ImproveConfig
 
-    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("questions: tiny:easy\nout: ~/runs/x\n")
-    config = parse_settings(ImproveConfig, ["--config", str(tmp_path / "c.yaml")], "improve")
-    assert config.out == Path("/somewhere/runs/x")
-    assert parse_settings(ImproveConfig, ["--questions", "q", "--out=~/y"], "improve").out == Path("/somewhere/y")
+    config = parse_settings(ImproveConfig, ["--config=~/c.yaml"], "improve")
+    assert config.out == tmp_path / "runs" / "x"
+    assert parse_settings(ImproveConfig, ["--questions", "q", "--out=~/y"], "improve").out == tmp_path / "y"
 
 
 def test_bad_questions_name_the_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
             field does not allow.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
         _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         values = yaml.safe_load(text)
     except FileNotFoundError as error:

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -201,9 +201,11 @@ def copy_with(folder: Path, target: Path, change) -> None:
     save_file(weights, target / "model.safetensors", {"format": "pt"})
 
 
-def test_a_tilde_is_the_home_folder(folder: Path, monkeypatch) -> None:
+def test_a_tilde_is_the_home_folder(folder: Path, adapter: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert load_model(f"~/{folder.name}").name == f"~/{folder.name}"
+    monkeypatch.setenv("HOME", str(adapter.parent))
+    assert isinstance(load_model(folder, adapter=f"~/{adapter.name}").model, PeftModel)
 
 
 @pytest.mark.parametrize(

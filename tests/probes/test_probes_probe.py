@@ -134,6 +134,12 @@ def test_saved_and_loaded(tmp_path, name) -> None:
             assert getattr(found, field) == getattr(made, field)
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_probe(probe(bias=1.5), tmp_path / "mine")
+    assert load_probe("~/mine").bias == load_probe("~/mine.safetensors").bias == 1.5
+
+
 def test_two_names_that_differ_after_the_dot_are_two_files(tmp_path) -> None:
     save_probe(probe(bias=1.0), tmp_path / "p.v1")
     save_probe(probe(bias=2.0), tmp_path / "p.v2")

@@ -70,7 +70,7 @@ def load_model(
     source, gguf_file = _locate(os.path.expanduser(name_or_path), gguf_file)
     policy, tokenizer = _load(source, gguf_file, DTYPES[dtype])
     if adapter is not None:
-        policy = _add_adapter(policy, str(adapter))
+        policy = _add_adapter(policy, os.path.expanduser(str(adapter)))
     _prepare_tokenizer(tokenizer, str(name_or_path))
     cast(nn.Module, policy).to(target)
     return LoadedModel(policy.eval(), tokenizer, str(name_or_path))

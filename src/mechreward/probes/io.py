@@ -55,7 +55,8 @@ def load_probe(name_or_path: str | Path) -> LinearProbe:
     Raises:
         InputError: if there is none, or the file is not a whole probe.
     """
-    path = next((path for path in (Path(name_or_path), _file(name_or_path)) if path.is_file()), None)
+    given = Path(name_or_path).expanduser()
+    path = next((path for path in (given, _file(given)) if path.is_file()), None)
     if path is None:
         path = _bundled(str(name_or_path))
     try:
