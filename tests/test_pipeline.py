@@ -362,6 +362,7 @@ def test_all_wrong_is_an_error_with_a_report(tmp_path: Path) -> None:
         ({"layer": 99}, "layer: 99"),
         ({"sae": "nowhere"}, "nowhere"),
         ({"limit": 1}, "known: "),
+        ({"layer": 1, "sae_k": 1025}, "sae_k: 1025 is not between 1 and the SAE's 1024 features"),
     ],
 )
 def test_bad_input_is_found_before_anything_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -439,6 +440,8 @@ def test_verdict_says_what_interval_and_test_allow(low: float, high: float, p_va
         ({"questions": "tiny:easy", "stpes": 3}, "stpes: there is no such field; there are questions, model"),
         ({"questions": "tiny:easy", "known": 1.5}, "known: 1.5 is not allowed (Input should be less than 1)"),
         ({"questions": "tiny:easy", "arms": ("magic",)}, "arms.0: 'magic' is not allowed"),
+        ({"questions": "tiny:easy", "pooling": "last_0"}, "pooling: 'last_0' is not allowed"),
+        ({"questions": "tiny:easy", "sae_tokens": 511}, "sae_tokens: 511 is not allowed (Input should be greater"),
     ],
 )
 def test_make_config_names_field_value_and_what_is_allowed(values: dict[str, Any], message: str) -> None:

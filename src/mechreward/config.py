@@ -164,10 +164,12 @@ class ImproveConfig(RunConfig):
     """Width of a trained SAE, in multiples of the model's."""
     sae_k: Count = 32
     """Active features a token of a trained TopK SAE."""
-    sae_tokens: Count = 400_000
-    """Tokens a trained SAE sees."""
+    sae_tokens: Annotated[int, Field(ge=512)] = 400_000
+    """Tokens a trained SAE sees; it is trained on 512 at a time."""
 
-    pooling: Annotated[str, Field(pattern=r"^(mean|max|last|last_k|last_\d+|weighted_mean|step_end(:.+)?)$")] = "mean"
+    pooling: Annotated[str, Field(pattern=r"^(mean|max|last|last_k|last_0*[1-9]\d*|weighted_mean|step_end(:.+)?)$")] = (
+        "mean"
+    )
     """How a response's token rewards become one score, in discovery and in the gate: `mean`, `max`, `last`, `last_16`,
     `weighted_mean` (later tokens count more) or `step_end` (at the tokens that end a line; `step_end:.` a sentence)."""
     n_features: Count = 20

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 from peft import PeftModel
 
 from mechreward import tiny
-from mechreward.config import RunConfig, TrainRunConfig
+from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
 from mechreward.features import FeaturePack, load_pack
 from mechreward.files import sha256_bytes
@@ -19,7 +19,8 @@ from mechreward.models import LoadedModel, check_layer, d_model, find_device, lo
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
 from mechreward.rundir import make_manifest, open_run, stage_seed
-from mechreward.sae import SAE, SAECheck, check_on_model, load_sae
+from mechreward.sae import SAE, SAECheck, check_on_model, load_sae, own_shape
+from mechreward.sae.architectures import check_shape
 from mechreward.settings import defaults
 from mechreward.tasks import (
     QUESTION_SETTINGS,
@@ -80,6 +81,9 @@ def prepare(config: ConfigT, sae: SAE | None = None) -> Inputs[ConfigT]:
     layer = sae.meta.layer if sae is not None else config.layer
     assert layer is not None
     check_layer(loaded.model, layer)
+    if sae is None and isinstance(config, ImproveConfig):
+        with named(k="sae_k"):
+            check_shape(own_shape(loaded, expansion=config.sae_expansion, k=config.sae_k))
     if sae is not None and sae.d_model != d_model(loaded.model):
         width = d_model(loaded.model)
         raise InputError(
