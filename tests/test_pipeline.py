@@ -413,6 +413,24 @@ def test_a_given_sae_is_checked_on_the_known_responses(tmp_path: Path) -> None:
         get_sae(replace(inputs, sae=moved), tmp_path / "moved", responses, silent)
 
 
+def test_killed_right_after_an_sae_is_trained_its_fit_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"limit": 24, "samples": 4, "layer": 2, "sae_expansion": 1, "sae_k": 8, "sae_tokens": 1024}
+    inputs = prepare(make_config(**QUICK | small))
+    responses = sample_known(inputs, tmp_path, silent)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for name in ("save_sae", "write_json"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(f"mechreward.pipeline.{name}", killed)
+            get_sae(inputs, tmp_path, responses, silent)
+    get_sae(inputs, tmp_path, responses, silent)
+    assert read_json(tmp_path / "sae.json").keys() == {"fvu", "l0", "dead_share"}
+
+
 def test_stage_seeds_differ_and_depend_on_the_seed() -> None:
     seeds = {stage_seed(seed, stage) for seed in (0, 1) for stage in ("known", "baseline", "gate")}
     assert len(seeds) == 6

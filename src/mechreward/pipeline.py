@@ -200,8 +200,9 @@ def get_sae(inputs: Inputs[ImproveConfig], folder: Path, responses: Sequence[Res
             device=config.device,
             watch=Watch(on_step=on_step),
         )
-    save_sae(trained.sae, folder / "sae")
+    # The SAE comes last: where it is there, a resumed run takes this stage as done.
     write_json(folder / FIT, {"fvu": trained.fvu, "l0": trained.l0, "dead_share": trained.dead_share})
+    save_sae(trained.sae, folder / "sae")
     return trained.sae
 
 
