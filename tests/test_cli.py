@@ -125,6 +125,7 @@ def test_config_file_lies_under_the_flags(capsys: pytest.CaptureFixture[str], tm
         (b"generator_options: {a: 1, a: 2}\n", "is not valid YAML (line 1 gives 'a' a second time)"),
         (b"learning_rate: .inf\n", "learning_rate: inf is not allowed (Input should be a finite number)"),
         (b"\xff\xfe", "is not UTF-8 text (byte 0)"),
+        (b"model: 2026-02-30\n", "is not valid YAML (day is out of range for month)"),
         (b"", "is empty; write a field a line"),
         (b"- 1", "holds list, where a mapping of fields is needed"),
     ],

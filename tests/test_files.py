@@ -54,6 +54,16 @@ def test_rows_are_added_and_a_half_one_is_left_out(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^path: cannot read {tmp_path} .Is a directory.; name a JSON file$"):
+        read_json(tmp_path)
+    (tmp_path / "a.json").write_bytes(b"{\xff}\n")
+    with pytest.raises(InputError, match=r"^path: .*a.json is not valid JSON \(byte 1 is not UTF-8\)$"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(InputError, match=r"^path: .*a.json holds a line that is not JSON \(byte 1 is not UTF-8\)$"):
+        read_jsonl(tmp_path / "a.json")
+
+
 def test_a_hash_is_over_all_chunks_in_order() -> None:
     assert sha256_bytes(b"ab", b"c") == hashlib.sha256(b"abc").hexdigest() == sha256_bytes(b"a", b"bc")
     assert sha256_bytes(b"c", b"ab") != sha256_bytes(b"ab", b"c")

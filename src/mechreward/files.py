@@ -57,12 +57,16 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: if the file is missing or is not JSON.
+        InputError: if the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise InputError(f"path: there is no file {path}") from error
+    except OSError as error:
+        raise InputError(f"path: cannot read {path} ({error.strerror}); name a JSON file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"path: {path} is not valid JSON (byte {error.start} is not UTF-8)") from error
     except json.JSONDecodeError as error:
         raise InputError(f"path: {path} is not valid JSON ({error.msg}, line {error.lineno})") from error
 
@@ -90,9 +94,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text().split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]
+    except UnicodeDecodeError as error:
+        raise InputError(f"path: {path} holds a line that is not JSON (byte {error.start} is not UTF-8)") from error
     except json.JSONDecodeError as error:
         raise InputError(f"path: {path} holds a line that is not JSON ({error.msg})") from error
 

@@ -79,7 +79,7 @@ def read_fields(kind: type[Settings], path: str | Path) -> dict[str, Any]:
         raise InputError(f"config: cannot read {path} ({error.strerror}); name a YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"config: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that there is not, such as 2026-02-30
         raise InputError(f"config: {path} is not valid YAML ({str(error).splitlines()[0]})") from error
     if values is None:
         raise InputError(f"config: {path} is empty; write a field a line, such as `limit: 100`")
