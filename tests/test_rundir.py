@@ -98,6 +98,7 @@ def test_a_run_killed_between_its_first_two_files_is_gone_on_with(
         patch.setattr("mechreward.rundir.yaml.safe_dump", killed)
         open_run(tmp_path / "run", SETTINGS, manifest(), resume=False)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
+    (tmp_path / "run" / ".config.yaml.123.tmp").write_text("left by a kill that nothing catches")
     with pytest.raises(InputError, match="^out: .* is not empty and holds no run"):
         open_run(tmp_path / "run", SETTINGS, manifest("2"), resume=False)
     folder = open_run(tmp_path / "run", SETTINGS, manifest("2"), resume=True)

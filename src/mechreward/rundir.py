@@ -52,8 +52,9 @@ def open_run(
         _check_same(folder, settings, manifest["hashes"], defaults or {})
         return folder
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # A run killed between its first two files is gone on with by writing both anew.
-    if left and not (resume and left == {MANIFEST}):
+    # A run killed while its first two files were written is gone on with by writing both anew.
+    begun = all(name == MANIFEST or (name.startswith(".") and name.endswith(".tmp")) for name in left)
+    if left and not (resume and begun):
         raise InputError(f"out: {folder} is not empty and holds no run; name a new folder")
     make_folder(folder)
     write_json(folder / MANIFEST, manifest)
