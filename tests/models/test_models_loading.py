@@ -230,6 +230,26 @@ def test_what_cannot_be_loaded_is_one_sentence(folder: Path, name: str, options:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "text", "sentence"),
+    [
+        ("model", "tokenizer.json", '{"version": "1.0"}', "model: cannot load"),
+        ("model", "config.json", '{"model_type": "llama", "hidden_size": "wide"}', "model: cannot load"),
+        ("adapter", "adapter_model.safetensors", "cut", "does not fit the model (Error while deserializing header"),
+        ("adapter", "adapter_config.json", '{"peft_type": "NEW"}', "does not fit the model ('NEW')"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(
+    folder: Path, adapter: Path, tmp_path: Path, part: str, name: str, text: str, sentence: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    (tmp_path / part / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path / "model", adapter=tmp_path / "adapter")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_missing_gguf_package_is_named(gguf_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(InputError, match="needs the package gguf; run pip install"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -90,8 +91,9 @@ def _load(
         model, found = auto_class.from_pretrained(source, **loading)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # RuntimeError: transformers' for weights of another shape than the configuration's.
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
+        # RuntimeError: transformers' for weights of another shape than the configuration's; KeyError: for a
+        # tokenizer.json without its parts; StrictDataclassError: for a configuration's value of another type.
         what = f"{source}/{gguf_file}" if gguf_file else source
         why = f"cannot load {what} ({_first_line(error)})"
         raise InputError(f"model: {why}; name a whole model folder or id") from error
@@ -142,8 +144,9 @@ def _add_adapter(model: PreTrainedModel | PeftModel, adapter: str) -> PeftModel:
         peft_model = PeftModel(unwrap(model), config)
         # `PeftModel.from_pretrained` drops this result, and weights for blocks the model lacks would go unnoticed.
         result = peft_model.load_adapter(adapter, "default")
-    except (ValueError, RuntimeError, OSError) as error:
-        # PEFT raises ValueError for modules it cannot find and RuntimeError for weights of another shape.
+    except (ValueError, RuntimeError, OSError, KeyError, SafetensorError) as error:
+        # PEFT raises ValueError for modules it cannot find, RuntimeError for weights of another shape and KeyError for
+        # a kind of adapter that it does not know.
         raise InputError(f"adapter: {adapter} does not fit the model ({_first_line(error)})") from error
     strangers = [*result.missing_keys, *result.unexpected_keys]
     if strangers:
