@@ -15,6 +15,7 @@ from mechreward.features import (
     NoFeatures,
     PackRephrasing,
     PackValidation,
+    ReportedFigures,
     build_pack,
     random_packs,
 )
@@ -100,10 +101,11 @@ def test_random_packs_match_frequency_and_know_no_labels() -> None:
         "rephrasing": PackRephrasing(
             spec_hash=pack.spec_hash, verdict="survives", kept=1.0, interval=(0.9, 1.1), kinds=["names"], n_families=9
         ),
+        "reported": ReportedFigures(source="them", n_questions=9),
     }
     packs = random_packs(pack.model_copy(update=measured), table, 50, seed=1, nearest=6)
     # What was measured was measured of other features.
-    assert {(p.validation, p.rephrasing) for p in packs} == {(None, None)}
+    assert {(p.validation, p.rephrasing, p.reported) for p in packs} == {(None, None, None)}
     drawn = np.array([p.feature_ids() for p in packs])
     assert [f.weight for f in packs[0].features] == [f.weight for f in pack.features]
     assert all(f.scale == f.id + 1 for p in packs for f in p.features)

@@ -177,7 +177,8 @@ class FeaturePack(_Strict):
 
     def with_features(self, name: str, features: list[PackFeature]) -> FeaturePack:
         """A pack with other features, of which nothing has been measured yet."""
-        return self.model_copy(update={"name": name, "features": features, "validation": None, "rephrasing": None})
+        nothing = {"validation": None, "rephrasing": None, "reported": None}
+        return self.model_copy(update={"name": name, "features": features, **nothing})
 
     @property
     def spec_hash(self) -> str:
