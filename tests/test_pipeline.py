@@ -458,6 +458,7 @@ def test_verdict_says_what_interval_and_test_allow(low: float, high: float, p_va
         ({"questions": "tiny:easy", "stpes": 3}, "stpes: there is no such field; there are questions, model"),
         ({"questions": "tiny:easy", "known": 1.5}, "known: 1.5 is not allowed (Input should be less than 1)"),
         ({"questions": "tiny:easy", "arms": ("magic",)}, "arms.0: 'magic' is not allowed"),
+        ({"questions": "tiny:easy", "sae_id": "layer_12"}, "sae_id: 'layer_12' is of sae, which was not given"),
         ({"questions": "tiny:easy", "pooling": "last_0"}, "pooling: 'last_0' is not allowed"),
         ({"questions": "tiny:easy", "sae_tokens": 511}, "sae_tokens: 511 is not allowed (Input should be greater"),
     ],

@@ -125,6 +125,8 @@ class RunConfig(Settings):
                     raise ValueError(f"{name}: {getattr(self, name)!r} is of eval_questions, which were not given")
         elif self.known != RunConfig.model_fields["known"].default:
             raise ValueError(f"known: {self.known} is not allowed with eval_questions; all of questions are KNOWN then")
+        if self.sae_id is not None and self.sae is None:
+            raise ValueError(f"sae_id: {self.sae_id!r} is of sae, which was not given")
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"arms: {', '.join(self.arms)} has one twice; name each once")
         return self
