@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -68,6 +72,28 @@ def test_states_of_models_that_want_positions_told(name: str, request: pytest.Fi
     model = request.getfixturevalue(name)
     assert can_share(model, 2)
     assert_equal_alone(model, PROMPTS, COMPLETIONS, 2, 32)
+
+
+def test_what_comes_behind_the_block_may_keep_no_keys_of_its_own() -> None:
+    """The last blocks of Gemma 4's small models take the keys of earlier ones; hybrids may end in linear attention."""
+    shape = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+    }  # fmt: skip
+    own = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
+    kinds = ["sliding_attention", "full_attention"] * 3
+    torch.manual_seed(8)
+    shared = Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            **shape, **own, num_hidden_layers=6, num_kv_shared_layers=2, layer_types=kinds, sliding_window=8
+        )
+    )
+    hybrid = Lfm2ForCausalLM(Lfm2Config(**shape, num_hidden_layers=2, layer_types=["full_attention", "conv"]))
+    for model, layer in ((shared.eval(), 3), (hybrid.eval(), 0)):
+        assert can_share(model, layer)
+        assert_equal_alone(model, PROMPTS, COMPLETIONS, layer, 32)
+    assert not can_share(shared, 4)
+    assert_equal_alone(shared, PROMPTS, COMPLETIONS, 4, 32)
 
 
 def test_rows_of_one_length_need_no_mask(tiny_llama: PreTrainedModel) -> None:

@@ -84,7 +84,11 @@ class SharedPrompts:
         """
         which_B = torch.tensor(which, device=ids_BT.device)
         cache = copy.copy(self._cache)
-        cache.layers = [_RowsOf(cast(DynamicLayer, layer), which_B) for layer in self._cache.layers]
+        # Blocks behind the last one that is read may keep something else, or nothing: Gemma 4's take others' keys.
+        cache.layers = [
+            _RowsOf(cast(DynamicLayer, layer), which_B) if type(layer) in KEPT else layer
+            for layer in self._cache.layers
+        ]
         return {
             "input_ids": ids_BT,
             "attention_mask": torch.cat([self._seen_NP[which_B], mask_BT], dim=1).long(),
