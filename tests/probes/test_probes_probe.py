@@ -140,6 +140,20 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch) -> None:
     assert load_probe("~/mine").bias == load_probe("~/mine.safetensors").bias == 1.5
 
 
+def test_a_probe_is_frozen_whatever_becomes_of_the_tensors_it_was_made_of() -> None:
+    weight, query = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0])
+    made = probe(weight=weight, pooling="attention", query=query)
+    weight.mul_(9), query.mul_(9)
+    assert made.weight.tolist() == [1.0, -2.0] and made.query.tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.int64(3), ".*3.*"), (float("nan"), "nan")])
+def test_what_is_no_json_value_is_not_saved(tmp_path, value, shown) -> None:
+    with pytest.raises(InputError, match=f"^metadata: auroc = {shown} cannot be saved; it must be a JSON value$"):
+        save_probe(probe(metadata={"n": 1, "auroc": value}), tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_names_that_differ_after_the_dot_are_two_files(tmp_path) -> None:
     save_probe(probe(bias=1.0), tmp_path / "p.v1")
     save_probe(probe(bias=2.0), tmp_path / "p.v2")

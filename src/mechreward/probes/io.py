@@ -38,11 +38,20 @@ class _Header(BaseModel):
 
 
 def save_probe(probe: LinearProbe, path: str | Path) -> Path:
-    """Writes the probe atomically, to `path` with `.safetensors` at its end; returns the file's path."""
+    """Writes the probe atomically, to `path` with `.safetensors` at its end; returns the file's path.
+
+    Raises:
+        InputError: naming the entry of its metadata that is not a JSON value.
+    """
     target = _file(path)
     tensors = {"weight": probe.weight.cpu().contiguous()}
     if probe.query is not None:
         tensors["query"] = probe.query.cpu().contiguous()
+    for name, value in probe.metadata.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"metadata: {name} = {value!r} cannot be saved; it must be a JSON value") from error
     header = json.dumps({name: getattr(probe, name) for name in _Header.model_fields}, allow_nan=False)
     with atomic_path(target) as temporary:
         save_file(tensors, temporary, metadata={HEADER: header})

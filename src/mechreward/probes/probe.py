@@ -55,9 +55,10 @@ class LinearProbe:
     """Platt's two numbers for pooled log-odds."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", self.weight.detach().to(torch.float32).flatten())
+        # Copies: a head that trains on would move the probe with it.
+        object.__setattr__(self, "weight", self.weight.detach().to(torch.float32, copy=True).flatten())
         if self.query is not None:
-            object.__setattr__(self, "query", self.query.detach().to(torch.float32).flatten())
+            object.__setattr__(self, "query", self.query.detach().to(torch.float32, copy=True).flatten())
         self._check()
 
     @classmethod
