@@ -11,6 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from mechreward.errors import InputError
 from mechreward.models import (
@@ -280,6 +288,27 @@ def test_bad_rows_are_named_before_any_forward(tiny_llama, prompts, completions,
         read_residuals(tiny_llama, prompts, completions, 1)
     assert str(caught.value) == sentence
     assert calls == [0, 0, 0, 0]
+
+
+def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
+    shape = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0,
+    }  # fmt: skip
+    seen = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14}  # fmt: skip
+    pictures = PaliGemmaConfig(
+        text_config=GemmaConfig(**shape).to_dict(),
+        vision_config=SiglipVisionConfig(**seen).to_dict(),
+        projection_dim=32,
+        image_token_index=63,
+    )
+    encoder = Gemma3TextConfig(**shape, use_bidirectional_attention=True)
+    for model in (PaliGemmaForConditionalGeneration(pictures), Gemma3ForCausalLM(encoder)):
+        with pytest.raises(InputError, match=f"^model: tokens of {type(model).__name__} see later ones; only causal"):
+            iter_residuals(model, PROMPTS, COMPLETIONS, 0)
+    causal = Gemma3ForCausalLM(Gemma3TextConfig(**shape))
+    assert next(iter(iter_residuals(causal, PROMPTS, COMPLETIONS, 0))).mask_BT.any()
 
 
 def test_a_row_that_fills_the_context_exactly_is_read(tiny_gpt2) -> None:

@@ -102,6 +102,17 @@ def text_config(model: nn.Module) -> PreTrainedConfig:
     return unwrap(model).config.get_text_config(decoder=True)
 
 
+def check_causal(model: nn.Module) -> None:
+    """Raises:
+    InputError: if tokens see what comes after them, so that no state is what the model had while it wrote.
+    """
+    # PaliGemma's, where a completion would be taken for a part of the prompt, which sees all of itself, and
+    # EmbeddingGemma's; Gemma 4's "vision" is of images alone.
+    if text_config(model).to_dict().get("use_bidirectional_attention") in (True, "all"):
+        name = type(unwrap(model)).__name__
+        raise InputError(f"model: tokens of {name} see later ones; only causal models are supported")
+
+
 def context_length(model: nn.Module) -> int | None:
     """Most tokens a row may have, or None where the architecture states no limit."""
     # Optional in transformers' configurations: ALiBi and state-space models have none.

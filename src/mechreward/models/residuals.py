@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechreward.errors import InputError
-from mechreward.models.blocks import context_length, d_model, unwrap, vocabulary_size
+from mechreward.models.blocks import check_causal, context_length, d_model, unwrap, vocabulary_size
 from mechreward.models.capture import capture_blocks, check_layers
 from mechreward.models.modes import eval_mode
 from mechreward.models.prefix import SharedPrompts, can_share
@@ -87,7 +87,8 @@ def iter_residuals(
 
     Raises:
         InputError: at once for lists that do not match, empty completions, ids outside the vocabulary, rows longer than
-            the context or a layer out of range; on the way for a state that is NaN or infinite.
+            the context, a layer out of range or a model that is not causal; on the way for a state that is NaN or
+            infinite.
     """
     batches = iter_blocks(model, prompt_ids, completion_ids, [layer], batch_size)
     return (ResidualBatch(batch.rows, batch.h_BTD[layer], batch.mask_BT) for batch in batches)
@@ -244,6 +245,7 @@ def check_rows(model: nn.Module, prompt_ids: Ids, completion_ids: Ids, batch_siz
         raise InputError("completion_ids: the batch is empty; give at least one row")
     if len(prompt_ids) != len(completion_ids):
         raise InputError(f"completion_ids: {len(completion_ids)} rows for {len(prompt_ids)} prompts; give one each")
+    check_causal(model)
     limits = Limits.of(model)
     for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         if not len(completion):
