@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from mechreward import inputs as room
@@ -133,13 +134,17 @@ def test_an_adapter_and_a_new_one_are_refused(loaded: LoadedModel, monkeypatch: 
         prepare(make_config(questions="some:source", layer=1, lora_rank=2))
 
 
-def test_a_resumed_run_keeps_its_questions_sae_and_settings(loaded: LoadedModel, sae: SAE, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_what_it_started_from(loaded: LoadedModel, sae: SAE, tmp_path: Path) -> None:
     out = open_folder(made(loaded, sae, tmp_path / "run"))
-    assert set(read_json(out / "manifest.json")["hashes"]) == {"questions", "sae"}
+    assert set(read_json(out / "manifest.json")["hashes"]) == {"questions", "model", "sae"}
     assert open_folder(made(loaded, sae, out, resume=True)) == out
     other = replace(sae, b_dec_D=sae.b_dec_D + 1)
+    trained = replace(loaded, model=copy.deepcopy(loaded.model))
+    with torch.no_grad():
+        next(trained.model.parameters()).view(-1)[0] += 1
     for changed, sentence in (
         (made(loaded, sae, out, resume=True, answer="20"), "^resume: questions changed since the run in"),
+        (made(trained, sae, out, resume=True), "^resume: model changed since the run in"),
         (made(loaded, other, out, resume=True), "^resume: sae changed since the run in"),
         (made(loaded, sae, out, resume=True, seed=1), "^seed: 1 is not what the run in .* was started with"),
     ):

@@ -81,6 +81,8 @@ def test_a_setting_or_an_input_that_the_run_did_not_know_is_a_change(tmp_path: P
     more["hashes"] = {"rows": "1", "sae": "2"}
     with pytest.raises(InputError, match="^resume: sae changed since the run in"):
         open_run(folder, SETTINGS, more, resume=True)
+    more["hashes"] = {"rows": "1", "model": "3"}  # Of an earlier version, which did not record it.
+    assert open_run(folder, SETTINGS, more, resume=True) == folder
 
 
 def test_a_stage_s_seed_is_the_first_four_bytes_of_a_hash() -> None:

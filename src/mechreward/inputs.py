@@ -15,10 +15,10 @@ from mechreward.config import ImproveConfig, RunConfig, TrainRunConfig
 from mechreward.errors import InputError, named
 from mechreward.features import FeaturePack, load_pack
 from mechreward.files import sha256_bytes
-from mechreward.models import LoadedModel, check_layer, d_model, find_device, load_model
+from mechreward.models import LoadedModel, check_layer, d_model, find_device, fingerprint, load_model
 from mechreward.reward import FeatureReward
 from mechreward.rollout import Response, check_answers, eos_ids, tokenise_prompts
-from mechreward.rundir import make_manifest, open_run, stage_seed
+from mechreward.rundir import MODEL_HASH, make_manifest, open_run, stage_seed
 from mechreward.sae import SAE, SAECheck, check_on_model, load_sae, own_shape
 from mechreward.sae.architectures import check_shape
 from mechreward.settings import defaults
@@ -245,7 +245,8 @@ def open_folder(inputs: Inputs[RunConfig], **hashes: str) -> Path:
     """
     config = inputs.config
     asked = [f"{q.id}\0{q.prompt}\0{q.answer}\0".encode() for side in inputs.split for q in side]
-    hashes |= {"questions": sha256_bytes(*asked)} | ({} if inputs.sae is None else {"sae": inputs.sae.weights_hash})
+    hashes |= {"questions": sha256_bytes(*asked), MODEL_HASH: fingerprint(inputs.loaded.model)}
+    hashes |= {} if inputs.sae is None else {"sae": inputs.sae.weights_hash}
     manifest = make_manifest(seed=config.seed, device=str(find_device(config.device)), packages=PACKAGES, hashes=hashes)
     # How many runs of a study at a time changes nothing in them.
     settings = config.model_dump(mode="json", exclude={"out", "resume", "workers"})

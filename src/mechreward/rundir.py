@@ -21,6 +21,8 @@ from mechreward.errors import InputError
 from mechreward.files import atomic_path, make_folder, read_json, write_json
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
+MODEL_HASH = "model"
+"""Name of the model's hash, which runs of an earlier version did not record."""
 
 
 def open_run(
@@ -78,7 +80,8 @@ def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str], 
             f"({stored.get(changed[0])!r}); a resumed run keeps its configuration"
         )
     stored_hashes = read_json(folder / MANIFEST)["hashes"]
-    other = [name for name in hashes if stored_hashes.get(name) != hashes[name]]
+    known = {MODEL_HASH: hashes.get(MODEL_HASH)} | stored_hashes
+    other = [name for name in hashes if known.get(name) != hashes[name]]
     if other:
         raise InputError(f"resume: {other[0]} changed since the run in {folder} was started; a resumed run keeps them")
 

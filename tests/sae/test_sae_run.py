@@ -96,7 +96,7 @@ def test_the_records_of_a_run(whole: tuple[Path, TrainedSAE, list[TrainingPoint]
     assert read_json(out / "results.json") == {**numbers, "n_held_out": 60}
     assert (trained.fvu, trained.n_held_out) == (last.fvu, 60)
     assert len(load_responses(out / "responses.parquet")) == 24
-    assert set(read_json(out / "manifest.json")["hashes"]) == {"rows"}
+    assert set(read_json(out / "manifest.json")["hashes"]) == {"rows", "model"}
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu"])

@@ -19,6 +19,7 @@ from mechreward.models.blocks import (
 from mechreward.models.cache import roomy_cache, static_cache
 from mechreward.models.capture import capture_blocks
 from mechreward.models.device import find_device
+from mechreward.models.fingerprint import fingerprint
 from mechreward.models.loading import LoadedModel, load_model
 from mechreward.models.logits import LogitsBatch, check_prompted_rows, completion_logits, iter_logits
 from mechreward.models.modes import eval_mode
@@ -50,6 +51,7 @@ __all__ = [
     "find_decoder",
     "find_device",
     "find_final_norm",
+    "fingerprint",
     "iter_blocks",
     "iter_logits",
     "iter_residuals",

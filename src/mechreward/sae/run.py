@@ -19,10 +19,10 @@ from typing import Any
 from mechreward import tiny
 from mechreward.errors import InputError, named
 from mechreward.files import append_row, atomic_path, read_json, read_jsonl, sha256_bytes, write_json
-from mechreward.models import LoadedModel, check_layer, context_length, find_device, load_model
+from mechreward.models import LoadedModel, check_layer, context_length, find_device, fingerprint, load_model
 from mechreward.recipe import SAERecipe
 from mechreward.rollout import Response, load_responses, sample_responses, save_responses, tokenise_prompts
-from mechreward.rundir import make_manifest, open_run, stage_seed
+from mechreward.rundir import MODEL_HASH, make_manifest, open_run, stage_seed
 from mechreward.sae.architectures import SAEShape, check_shape
 from mechreward.sae.checkpoint import Checkpoint
 from mechreward.sae.io import CONFIG, require_sae_lens, save_sae
@@ -180,7 +180,7 @@ def _load_task(recipe: SAERecipe, number: int) -> list[Question]:
 
 def _open(recipe: SAERecipe, sources: Sources) -> Path:
     rows = json.dumps([[list(map(list, row)) for row in document] for document in [*sources.texts, *sources.asked]])
-    hashes = {"rows": sha256_bytes(rows.encode())}
+    hashes = {"rows": sha256_bytes(rows.encode()), MODEL_HASH: fingerprint(sources.loaded.model)}
     manifest = make_manifest(seed=recipe.seed, device=str(find_device(recipe.device)), packages=PACKAGES, hashes=hashes)
     told = recipe.model_dump(mode="json", exclude={"out", "resume"})
     return open_run(recipe.out, told, manifest, recipe.resume, defaults(type(recipe)))
