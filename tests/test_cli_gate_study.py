@@ -9,6 +9,7 @@ import pytest
 
 from mechreward.cli import main
 from mechreward.gates import Answer, ArmRun, Canaries, Crash, Evaluation, PanelTask, StudyResults, Survival
+from mechreward.report.study import read_study
 from mechreward.settings import read_fields
 from mechreward.studies.config import StudyConfig, credit_of, kind_of, make_study
 
@@ -123,7 +124,40 @@ def test_bad_input(
     assert code == 2 and sentence in " ".join(error.split())
 
 
-@pytest.mark.parametrize("name", ["tiny-gate2", "tiny-credit", "tiny-potential"])
+def test_several_studies_are_judged_as_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "other")]
+    paths = []
+    for place, folder in enumerate(folders):
+        folder.mkdir()
+        record = json.loads(study(folder).read_text())
+        # Three seeds each, none in common; the first has an arm that the other lacks.
+        seeds = range(3)
+        record["runs"] = [run | {"seed": run["seed"] + 10 * place} for run in record["runs"] if run["seed"] in seeds]
+        record["runs"] += [run | {"arm": "length"} for run in record["runs"] if run["arm"] == "sae"] * (1 - place)
+        record["crashed"] = [{"arm": "sae", "seed": 4 + 10 * place, "error": "y"}]
+        record["crashed"] += [{"arm": "length", "seed": 3, "error": "x"}] * (1 - place)
+        paths.append(folder / "results.json")
+        paths[-1].write_text(json.dumps(record))
+    out = tmp_path / "both"
+    code, said, _ = run(capsys, "--stage", "2", "--results", *map(str, paths), "--out", str(out))
+    found = json.loads((out / "gate2.json").read_text())
+    assert code == 0 and "Gate 2 of sae: pass" in said
+    assert {arm["arm"]: arm["seeds"] for arm in found["arms"]} == dict.fromkeys(
+        ("outcome", "sae", "random"), [0, 1, 2, 10, 11, 12]
+    )
+    assert [(crash["arm"], crash["seed"]) for crash in found["crashed"]] == [("sae", 4), ("sae", 14)]
+    assert read_study(out) is not None
+    alone = ("--stage", "2", "--results", str(paths[0]), "--out", str(tmp_path / "alone"))
+    code, said, _ = run(capsys, *alone)
+    assert code == 1 and "3 paired seeds, 5 are needed" in said and not (tmp_path / "alone" / "results.json").exists()
+    code, _, error = run(capsys, "--stage", "2", "--results", str(paths[0]), str(paths[0]), "--out", str(out))
+    assert code == 2 and "outcome seed 0 is there twice" in " ".join(error.split())
+    paths[1].write_text(paths[1].read_text().replace('"judged": "sae"', '"judged": "length"'))
+    code, _, error = run(capsys, "--stage", "2", "--results", *map(str, paths), "--out", str(out))
+    assert code == 2 and "judged: the studies judge sae and length" in " ".join(error.split())
+
+
+@pytest.mark.parametrize("name", ["tiny-gate2", "tiny-credit", "tiny-potential", "tiny-default"])
 def test_committed_studies_are_studies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     config = make_study(**read_fields(StudyConfig, f"studies/{name}/study.yaml"))

@@ -25,14 +25,14 @@ class ResultsSettings(Settings):
 
     stage: Literal[2] = 2
     """Which gate."""
-    results: Path
-    """A study's results.json."""
+    results: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """A study's results.json; those of several studies of the same settings and other seeds are judged as one."""
     futile: Share = 0.02
     """An upper bound of the gain under it is too little."""
     min_seeds: Annotated[int, Field(ge=2)] = 5
     """Fewest paired seeds for any verdict but inconclusive."""
     out: Path = Path("runs/gate2")
-    """Folder for gate2.json."""
+    """Folder for gate2.json; of several studies also their results.json, for `mechreward report`."""
 
 
 class SurvivalSettings(Settings):
@@ -71,13 +71,17 @@ def gate_study(arguments: list[str], prog: str) -> int:
     of_results = any(argument.split("=")[0] == "--results" for argument in arguments)
     settings = parse_settings(ResultsSettings, arguments, prog) if of_results else None
     quiet()
-    from mechreward.gates import Gate2Bars, StudyResults, gate2
+    from mechreward.gates import Gate2Bars, StudyResults, gate2, pooled
 
     bars = Gate2Bars()
     if settings is None:
         results, out = _run(arguments, prog)
     else:
-        results, out = make_settings(StudyResults, read_record(settings.results, "results")), make_folder(settings.out)
+        studies = [make_settings(StudyResults, read_record(path, "results")) for path in settings.results]
+        results, out = pooled(studies), make_folder(settings.out)
+        if len(studies) > 1:
+            write_json(out / "results.json", results.model_dump(mode="json"))
+            print_path("wrote", out / "results.json")
         bars = Gate2Bars(futile=settings.futile, min_seeds=settings.min_seeds)
     verdict = gate2(results, bars)
     _show(verdict)

@@ -29,6 +29,7 @@ from mechreward.gates.gate2 import (
     gate2,
     judge_differences,
     median_steps,
+    pooled,
     steps_to,
 )
 from mechreward.gates.gate3 import Answer, Canaries, Criterion, Gate3Bars, Gate3Result, PanelTask, Survival, gate3
@@ -115,6 +116,7 @@ __all__ = [
     "mean_logprob",
     "mean_rise",
     "paired_test",
+    "pooled",
     "question_means",
     "question_pairs",
     "ratio",

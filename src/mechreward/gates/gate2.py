@@ -177,6 +177,28 @@ def gate2(results: StudyResults, bars: Gate2Bars | None = None, *, draws: int = 
     )  # fmt: skip
 
 
+def pooled(studies: Sequence[StudyResults]) -> StudyResults:
+    """Studies of the same settings and other seeds as one, with the arms that all of them have.
+
+    That the settings were the same, only who ran them knows; `gate2` sees to it that questions and steps are, and that
+    no seed comes twice.
+
+    Raises:
+        InputError: if they judge different arms.
+    """
+    judged = list(dict.fromkeys(study.judged for study in studies))
+    if len(judged) != 1:
+        raise InputError(
+            f"judged: the studies judge {' and '.join(judged)}; only studies of one judged arm can be pooled"
+        )
+    shared = set.intersection(*({run.arm for run in (*study.runs, *study.crashed)} for study in studies))
+    return StudyResults(
+        judged=judged[0],
+        runs=tuple(run for study in studies for run in study.runs if run.arm in shared),
+        crashed=tuple(crash for study in studies for crash in study.crashed if crash.arm in shared),
+    )
+
+
 def control_of(arm: str) -> str:
     """The arm of random features with the arm's own credit."""
     _, slash, credit = arm.partition("/")
