@@ -166,17 +166,35 @@ def test_committed_studies_are_studies(name: str, monkeypatch: pytest.MonkeyPatc
     assert credit_of(config.judged, config.credit) in rivals
 
 
-def test_the_committed_results_are_judged_as_the_committed_verdict_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("names", "verdict", "numbers"),
+    [
+        (["tiny-potential"], "pass", [0.144, 0.034, 0.255, 0.304, 0.056, 0.553]),
+        (["tiny-default"], "inconclusive", [0.085, -0.009, 0.180, 0.196, -0.132, 0.524]),
+        (["tiny-potential", "tiny-default"], "pass", [0.115, 0.052, 0.178, 0.250, 0.078, 0.423]),
+    ],
+)
+def test_the_committed_results_are_judged_as_the_docs_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str], verdict: str, numbers: list[float]
 ) -> None:
-    study = Path(__file__).parents[1] / "studies" / "tiny-potential"
-    code, said, _ = run(capsys, "--stage", "2", "--results", str(study / "results.json"), "--out", str(tmp_path / "g"))
-    found, kept = (json.loads((folder / "gate2.json").read_text()) for folder in (tmp_path / "g", study))
-    assert (code, found["verdict"], kept["verdict"]) == (0, "pass", "pass") and "Gate 2 of sae/potential: pass" in said
-    first, _, last = (one["found"] for one in found["comparisons"])
-    assert [round(one[key], 3) for one in (first, last) for key in ("value", "low", "high")] == [
-        0.144, 0.034, 0.255, 0.304, 0.056, 0.553,
-    ]  # fmt: skip
-    assert [one["found"] for one in kept["comparisons"]] == [
-        pytest.approx(one["found"]) for one in found["comparisons"]
-    ]
+    studies = [Path(__file__).parents[1] / "studies" / name for name in names]
+    results = [str(study / "results.json") for study in studies]
+    code, said, _ = run(capsys, "--stage", "2", "--results", *results, "--out", str(tmp_path / "g"))
+    found = json.loads((tmp_path / "g" / "gate2.json").read_text())
+    assert (code, found["verdict"]) == (int(verdict != "pass"), verdict) and f"sae/potential: {verdict}" in said
+    differences = {(one["arm"], one["against"]): one["found"] for one in found["comparisons"]}
+    deciding = [differences["sae/potential", rival] for rival in ("outcome", "random/potential")]
+    assert [round(one[key], 3) for one in deciding for key in ("value", "low", "high")] == numbers
+    if len(studies) == 1:
+        kept = json.loads((studies[0] / "gate2.json").read_text())
+        assert kept["verdict"] == verdict
+        assert [one["found"] for one in kept["comparisons"]] == [pytest.approx(f) for f in differences.values()]
+
+
+def test_the_committed_survival_is_judged_as_the_docs_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Path(__file__).parents[1] / "studies" / "tiny-default"
+    code, said, _ = run(capsys, "--stage", "3", "--study", str(study), "--out", str(tmp_path / "g"))
+    assert code == 1 and "Gate 3 of sae/potential: fail" in said and "scorer: 0.924 [0.886, 0.957]" in said
+    found, kept = (json.loads((folder / "gate3.json").read_text()) for folder in (tmp_path / "g", study))
+    assert [c["state"] for c in found["criteria"]] == [c["state"] for c in kept["criteria"]]
+    assert found["verdict"] == kept["verdict"] == "fail"

@@ -137,6 +137,11 @@ def test_ends_are_shares_and_tuned_rates_are_shown(tmp_path: Path) -> None:
     row = next(row for row in arms_table(study).rows if row.strong)
     assert row.cells[3:5] == ("50.0%", "0.0 to 100.0%")
     assert dict(study_facts(study))["Learning rate"] == "1e\u221205, 0.0003"
+    for name in ("config.yaml", "tuning.json"):
+        (folder / name).unlink(missing_ok=True)
+    alone = read_study(folder)
+    assert alone is not None
+    assert [name for name, _ in study_facts(alone)] == ["UNKNOWN questions", "Arms", "Runs", "Steps"]
 
 
 def test_results_that_do_not_fit_are_named(tmp_path: Path) -> None:

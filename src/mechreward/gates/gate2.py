@@ -191,7 +191,8 @@ def pooled(studies: Sequence[StudyResults]) -> StudyResults:
         raise InputError(
             f"judged: the studies judge {' and '.join(judged)}; only studies of one judged arm can be pooled"
         )
-    shared = set.intersection(*({run.arm for run in (*study.runs, *study.crashed)} for study in studies))
+    named = [{run.arm for run in study.runs} | {crash.arm for crash in study.crashed} for study in studies]
+    shared = set.intersection(*named)
     return StudyResults(
         judged=judged[0],
         runs=tuple(run for study in studies for run in study.runs if run.arm in shared),

@@ -103,10 +103,10 @@ def study_headline(study: Study) -> Headline:
 
 
 def study_facts(study: Study) -> list[tuple[str, str]]:
-    """The study's size, for the top of the page."""
+    """The study's size, for the top of the page; without its configuration's fields where results alone are there."""
     last = study.results.runs[0].evaluations[-1]
     config = study.config or {}
-    return [
+    facts = [
         ("Questions", str(config.get("questions", f.MISSING))),
         ("UNKNOWN questions", f.count(len(last.correct))),
         ("Arms", f.count(len(study.arms))),
@@ -114,6 +114,7 @@ def study_facts(study: Study) -> list[tuple[str, str]]:
         ("Steps", f.count(last.step)),
         ("Learning rate", _rates(study)),
     ]
+    return [(name, value) for name, value in facts if value != f.MISSING]
 
 
 def _rates(study: Study) -> str:
