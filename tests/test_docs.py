@@ -1,7 +1,7 @@
 """Every code block of README.md, CONTRIBUTING.md and docs/ runs, in order, as a reader would run it.
 
 A page's ```python blocks share one namespace and one empty working folder. Of a ```bash block every line has to be a
-`mechreward` command or a comment; of a ```console block the lines after `$ ` do. A page's first command is a process
+`mechreward` command or a comment; of a ```console block the lines after `$ ` do. The first command of all is a process
 that bash starts, and so is every line that asks bash for more than to start it; the others run in the test's own
 process. A block that cannot run here says so on the line before it, `<!-- not run: reason -->`, and its reason is
 asserted.
@@ -80,8 +80,8 @@ class Page:
     folder: Path
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "__docs__"})
     done: int = 0
-    started: bool = False
-    """Whether a command of the page has been a process of its own."""
+    started: list[str] = field(default_factory=list)
+    """Commands that were processes of their own, of all pages."""
 
     def run_up_to(self, block: Block) -> None:
         while block not in self.blocks[: self.done]:
@@ -100,7 +100,7 @@ class Page:
                 run_here(line)
             else:
                 start_command(line, self.folder)
-                self.started = True
+                self.started.append(line)
 
 
 def run_here(line: str) -> None:
@@ -133,8 +133,9 @@ RUNNABLE = [block for block in BLOCKS if block.language in LANGUAGES and block.r
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+    started: list[str] = []
     return {
-        name: Page([block for block in RUNNABLE if block.page == name], tmp_path_factory.mktemp("page"))
+        name: Page([b for b in RUNNABLE if b.page == name], tmp_path_factory.mktemp("page"), started=started)
         for name in {block.page for block in RUNNABLE}
     }
 
@@ -244,8 +245,8 @@ def test_runner_shares_a_namespace_and_runs_each_block_once(tmp_path: Path) -> N
     assert page.namespace["runs"] == [1, 2]
 
 
-@pytest.mark.parametrize("started", [False, True])
-def test_runner_reports_a_failing_command(tmp_path: Path, started: bool) -> None:
+@pytest.mark.parametrize("started", [[], ["mechreward --version"]])
+def test_runner_reports_a_failing_command(tmp_path: Path, started: list[str]) -> None:
     with pytest.raises(AssertionError, match="no-such-verb"):
         Page([], tmp_path, started=started).run(Block("page.md", 1, "bash", "mechreward no-such-verb\n"))
 
