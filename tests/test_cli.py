@@ -442,10 +442,8 @@ def test_the_version_and_the_module(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out == f"{mechreward.__version__}\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "mechreward", "report", "nowhere"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error run: nowhere is not a folder")
+    done = subprocess.run([sys.executable, "-m", "mechreward", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error command: 'nothing' is not one of")
 
 
 def test_a_wrong_column_is_named_by_its_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
