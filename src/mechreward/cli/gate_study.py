@@ -79,12 +79,12 @@ def gate_study(arguments: list[str], prog: str) -> int:
     else:
         studies = [make_settings(StudyResults, read_record(path, "results")) for path in settings.results]
         results, out = pooled(studies), make_folder(settings.out)
-        if len(studies) > 1:
-            write_json(out / "results.json", results.model_dump(mode="json"))
-            print_path("wrote", out / "results.json")
         bars = Gate2Bars(futile=settings.futile, min_seeds=settings.min_seeds)
     verdict = gate2(results, bars)
     _show(verdict)
+    if settings is not None and len(settings.results) > 1:
+        write_json(out / "results.json", results.model_dump(mode="json"))
+        print_path("wrote", out / "results.json")
     write_json(out / "gate2.json", verdict.to_dict())
     print_path("wrote", out / "gate2.json")
     return 0 if verdict.passed else 1
