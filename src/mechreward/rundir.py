@@ -42,10 +42,9 @@ def open_run(
         InputError: if the folder holds a run and `resume` is off, other settings or inputs, or cannot be written to; or
             if this is one of several processes, which would write over each other's files.
     """
-    # As torchrun and accelerate launch set it.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if (processes := n_launched()) > 1:
         raise InputError(
-            f"processes: {os.environ['WORLD_SIZE']} were launched, and a run directory is written by one; start it "
+            f"processes: {processes} were launched, and a run directory is written by one; start it "
             "without torchrun or accelerate launch, or train with `MechRewardGRPOTrainer` in a script of your own"
         )
     if (folder / CONFIG).exists():
@@ -63,6 +62,11 @@ def open_run(
     with atomic_path(folder / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder
+
+
+def n_launched() -> int:
+    """How many processes torchrun or accelerate launch started, known before there is a process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _check_same(folder: Path, settings: dict[str, Any], hashes: dict[str, str], defaults: Mapping[str, Any]) -> None:

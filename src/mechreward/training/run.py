@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +31,7 @@ from mechreward.hacking import DualVerifier
 from mechreward.models import LoadedModel, eval_mode
 from mechreward.reward import Reward
 from mechreward.rollout import tokenise_prompts
+from mechreward.rundir import n_launched
 from mechreward.tasks import Question
 from mechreward.training.checks import check_seed
 from mechreward.training.dense import DenseConfig, split_rewards
@@ -159,9 +159,7 @@ def train_arm(
     if metrics_path is not None:
         callbacks.append(JsonlMetrics(metrics_path, arm, config.seed))
     model = _trainable(loaded, config)
-    # As torchrun and accelerate launch set it: TRL's arguments have to be made before there is a process group.
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    args = make_args(config, out, next(loaded.model.parameters()).device, processes)
+    args = make_args(config, out, next(loaded.model.parameters()).device, n_launched())
     copied = config.beta > 0 and not config.lora_rank and not isinstance(model, PeftModel)
     if copied:
         args.beta = 0.0  # TRL would load the reference by the model's name; what trains may be another, or have none.
